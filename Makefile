@@ -1,0 +1,74 @@
+# Needs Python 3.11 or newer with pip and venv, and make. Everything else is installed into $(VENV), at the versions in uv.lock.
+PYTHON ?= python3
+VENV   ?= .venv
+
+UV_VERSION := 0.13.9
+BIN := $(abspath $(VENV))/bin
+PY  := $(BIN)/python
+UV  := $(BIN)/uv
+
+# uv works on this environment with this Python, and on no other.
+unexport VIRTUAL_ENV
+unexport UV_PYTHON
+export UV_PROJECT_ENVIRONMENT := $(abspath $(VENV))
+export UV_PYTHON_DOWNLOADS := never
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check wheel oldest soak bench notebooks lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## a researcher's morning with a budget, in the terminal: no key, no network
+	@$(BIN)/tokenbudget demo
+
+test: check wheel oldest ## all that must pass: check, the built wheel, the oldest dependencies, the suite
+	@$(PY) -m pytest -n auto --dist loadgroup
+
+check: $(VENV)/.dev ## format, lint, types, the order of imports, the lock
+	@$(UV) lock --check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/ruff check --quiet --output-format concise
+	@$(BIN)/mypy --no-error-summary
+	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report"; exit 1; }
+
+wheel: $(VENV)/.dev ## build sdist and wheel, and try the wheel where the source is not
+	@UV=$(UV) PY=$(PY) tests/check_dist.sh wheel
+
+oldest: $(VENV)/.dev ## a part of the suite with the lowest versions that pyproject.toml allows
+	@UV=$(UV) PY=$(PY) tests/check_dist.sh oldest
+
+soak: $(VENV)/.dev ## the long tests: minutes of load, kills and restarts
+	@$(PY) -m pytest -m soak --timeout 1800
+
+bench: $(VENV)/.dev ## measure this machine
+	@$(PY) benchmarks/ledger.py
+
+notebooks: $(VENV)/.dev ## run every notebook from top to bottom, in place
+	@for notebook in $(wildcard notebooks/*.ipynb); do \
+	    $(UV) run --no-sync --with nbconvert --with ipykernel jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; \
+	done
+
+lock: $(VENV)/.uv ## bring uv.lock up to date with pyproject.toml
+	@$(UV) lock --default-index https://pypi.org/simple
+
+clean: ## remove the environment, caches and builds
+	@rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is missing or older than Python 3.11: name another, as in  make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+# --inexact: what `make test` installed stays when `make demo` needs less.
+$(VENV)/.runtime: $(VENV)/.uv uv.lock pyproject.toml
+	@$(UV) sync --frozen --quiet --no-default-groups --inexact
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.uv uv.lock pyproject.toml
+	@$(UV) sync --frozen --quiet --no-default-groups --group dev
+	@touch $@ $(VENV)/.runtime

@@ -1,0 +1,95 @@
+"""What arguments must look like before anything is asked of a ledger."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+from .errors import InvalidType, InvalidValue
+from .events import Tags
+
+MAX_TAGS, MAX_TAG_BYTES, MAX_TEXT = 32, 256, 1024
+MIN_TIMEOUT_S, MAX_TIMEOUT_S = 1.0, 48 * 3600.0
+# Keys as the big providers print them; what looks like one is not written anywhere.
+_SECRETS = re.compile(r"sk-[A-Za-z0-9_-]{8,}|Bearer\s+\S+|AKIA[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{16,}|AIza[0-9A-Za-z_-]{20,}|hf_[A-Za-z0-9]{16,}")
+
+
+def seconds(argument: str, value: Any, *, least: float = MIN_TIMEOUT_S, most: float = MAX_TIMEOUT_S) -> int:
+    """A duration in microseconds.
+
+    Args:
+        argument: its name.
+        value: seconds, or a timedelta.
+        least, most: the range, in seconds.
+
+    Raises:
+        InvalidType: a string, a bool.
+        InvalidValue: not finite, or out of range.
+
+    Examples:
+        >>> seconds("timeout", 90), seconds("timeout", timedelta(minutes=1))
+        (90000000, 60000000)
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidType(argument, f"{value!r} is {type(value).__name__}, not seconds or a timedelta")
+    if not math.isfinite(value) or not least <= value <= most:
+        raise InvalidValue(argument, f"{value} s is not between {least:g} s and {most / 3600:g} h")
+    return round(value * 1_000_000)
+
+
+def text_of(argument: str, value: Any, *, most: int = MAX_TEXT) -> str | None:
+    """A short text that can be stored: not empty, no NUL, no half surrogate pair; keys in it are redacted.
+
+    Examples:
+        >>> text_of("reason", "leaked sk-abcdefghijkl")
+        'leaked [redacted]'
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidType(argument, f"{value!r} is {type(value).__name__}, not a string")
+    if not 0 < len(value) <= most:
+        raise InvalidValue(argument, f"has {len(value)} characters, not 1 to {most}")
+    if "\0" in value or any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+        raise InvalidValue(argument, "contains a NUL or half a surrogate pair")
+    return _SECRETS.sub("[redacted]", value)
+
+
+def tags_of(tags: Mapping[str, str] | None) -> Tags:
+    """Labels, sorted by name: at most 32, names and values strings of at most 256 bytes; keys in them are redacted.
+
+    Raises:
+        InvalidType: no mapping, or a value that is no string.
+        InvalidValue: too many, too long, or not storable.
+
+    Examples:
+        >>> tags_of({"condition": "few-shot", "arm": "b"})
+        (('arm', 'b'), ('condition', 'few-shot'))
+    """
+    if not tags:
+        return ()
+    if not isinstance(tags, Mapping):
+        raise InvalidType("tags", f"{tags!r} is {type(tags).__name__}, not a mapping")
+    if len(tags) > MAX_TAGS:
+        raise InvalidValue("tags", f"{len(tags)} tags are given; {MAX_TAGS} is the most")
+    return tuple(sorted((_tag("name", name), _tag(str(name), value)) for name, value in tags.items()))
+
+
+def _tag(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidType(f"tags[{name!r}]", f"{value!r} is {type(value).__name__}, not a string")
+    return _checked_tag(name, value)
+
+
+@lru_cache(maxsize=4096)
+def _checked_tag(name: str, value: str) -> str:
+    text = text_of(f"tags[{name!r}]", value) if value else value
+    if len((text or "").encode()) > MAX_TAG_BYTES:
+        raise InvalidValue(f"tags[{name!r}]", f"is longer than {MAX_TAG_BYTES} bytes")
+    return text or ""

@@ -1,0 +1,213 @@
+"""From a path to a ledger: this is where the core, a store, the keeper and the prices are brought together."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import ledger as core
+from .errors import InvalidValue
+from .handles import Budget
+from .ids import new_id
+from .ledger import DEFAULT_TIMEOUT_S
+from .pricing import Prices
+from .store import Store
+from .writer import Desk
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_open: weakref.WeakSet[Ledger] = weakref.WeakSet()
+_default_lock = threading.Lock()
+_default: Ledger | None = None
+
+
+class Ledger(core.Ledger):
+    """A ledger with prices and frames: what `connect` gives.
+
+    Args:
+        store: where the events are kept, when it is made by hand; this process must be the only one that writes there.
+        desk: what takes commands instead (a keeper's link).
+        prices: what turns usage into money; genai-prices where not given.
+        timeout: seconds until a reservation ends by itself, where none is given per reserve.
+        clock_ns: Unix nanoseconds, for the writer.
+        ids: where ids come from.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        desk: Desk | None = None,
+        prices: core.Prices | None = None,
+        timeout: float | timedelta = DEFAULT_TIMEOUT_S,
+        clock_ns: Callable[[], int] = time.time_ns,
+        ids: Callable[[], str] = new_id,
+    ) -> None:
+        super().__init__(store=store, desk=desk, prices=prices or Prices(), timeout=timeout, clock_ns=clock_ns, ids=ids)
+        _open.add(self)
+
+    def set_price(
+        self,
+        model: str,
+        *,
+        input_usd_per_mtok: Decimal | int | str | float,
+        output_usd_per_mtok: Decimal | int | str | float,
+        cache_read_usd_per_mtok: Decimal | int | str | float | None = None,
+        cache_write_5m_usd_per_mtok: Decimal | int | str | float | None = None,
+        cache_write_1h_usd_per_mtok: Decimal | int | str | float | None = None,
+    ) -> None:
+        """Say the price of a model that the catalogue does not know, or pay another one; for this connection.
+
+        Args:
+            model: its name.
+            input_usd_per_mtok, output_usd_per_mtok: USD per million tokens.
+            cache_read_usd_per_mtok, cache_write_5m_usd_per_mtok, cache_write_1h_usd_per_mtok: as input where not given.
+        """
+        prices = self.prices
+        if not isinstance(prices, Prices):
+            raise InvalidValue("prices", "this ledger has a price list of its own; set the price there")
+        prices.set_price(
+            model,
+            input_usd_per_mtok=input_usd_per_mtok,
+            output_usd_per_mtok=output_usd_per_mtok,
+            cache_read_usd_per_mtok=cache_read_usd_per_mtok,
+            cache_write_5m_usd_per_mtok=cache_write_5m_usd_per_mtok,
+            cache_write_1h_usd_per_mtok=cache_write_1h_usd_per_mtok,
+        )
+
+    def events(self) -> pl.LazyFrame:
+        """Every event, in order, as a Polars LazyFrame; the columns are described in `tokenbudget_lab.frames`."""
+        from .frames import events
+
+        return events(self.desk)
+
+    def calls(self) -> pl.LazyFrame:
+        """One row per reservation or record, from hold to outcome; the columns are described in `tokenbudget_lab.frames`."""
+        from .frames import calls
+
+        return calls(self.desk)
+
+    def sql(self, query: str, **parameters: Any) -> pl.DataFrame:
+        """Ask in SQL: one SELECT over `events`, `calls`, `reservations`, `budgets` and `balances`.
+
+        It runs in a sandbox of this process, never where the ledger is owned: it can neither change the ledger nor read
+        anything else.
+
+        Args:
+            query: DuckDB's SQL; `$name` stands for a parameter.
+            parameters: values by name.
+
+        Raises:
+            QueryRefused: not one SELECT, or it reaches outside.
+        """
+        from .sandbox import run
+
+        return run(self.desk, query, parameters)
+
+
+def connect(
+    where: str | os.PathLike[str] | None = None,
+    *,
+    embedded: bool = False,
+    timeout: float | timedelta = DEFAULT_TIMEOUT_S,
+    prices: core.Prices | None = None,
+) -> Ledger:
+    """Open a ledger; make it if it does not exist.
+
+    Args:
+        where: a path to a DuckDB file, or `":memory:"`; the default ledger where not given.
+        embedded: own the file in this process, without a keeper: a bit faster alone, and nobody else can use it meanwhile.
+        timeout: seconds until a reservation ends by itself, where none is given per reserve; 1 s to 48 h.
+        prices: what turns usage into money; genai-prices where not given.
+
+    Raises:
+        LedgerBusy: another process owns the file.
+        NotALedger: it is something else.
+        KeeperUnreachable: the process that owns the file does not come up.
+
+    Examples:
+        >>> import tokenbudget_lab as tbl
+        >>> with tbl.connect(":memory:") as ledger:
+        ...     ledger.budget("lab", usd=20).balance.left_usd
+        Decimal('20')
+    """
+    if where is None:
+        where = default_path()
+    if isinstance(where, str) and where.startswith(("postgresql://", "postgres://")):
+        raise InvalidValue("where", "ledgers on PostgreSQL are not part of this version; use a file on this machine")
+    if where == ":memory:":
+        from .stores.memory import MemoryStore
+
+        return Ledger(store=MemoryStore(), prices=prices, timeout=timeout)
+    from .place import place_of
+
+    place = place_of(where)
+    if embedded:
+        from .stores.duckdb import DuckDBStore
+
+        return Ledger(store=DuckDBStore(place), prices=prices, timeout=timeout)
+    from .keeper import link
+
+    return Ledger(desk=link(place), prices=prices, timeout=timeout)
+
+
+def default_path() -> str | Path:
+    """The default ledger: `TOKENBUDGET_LEDGER`, else one file in the user's data folder, whatever the working folder.
+
+    A relative `TOKENBUDGET_LEDGER` is refused: the cap would depend on where a notebook is started.
+    """
+    named = os.environ.get("TOKENBUDGET_LEDGER")
+    if named:
+        if named != ":memory:" and "://" not in named and not Path(named).expanduser().is_absolute():
+            raise InvalidValue("TOKENBUDGET_LEDGER", f"{named!r} is relative, and a cap must not depend on the working folder; write it in full")
+        return named
+    import platformdirs
+
+    folder = Path(platformdirs.user_data_dir("tokenbudget_lab", appauthor=False, ensure_exists=True))
+    path = folder / "ledger.duckdb"
+    if not path.exists():
+        print(f"tokenbudget: new default ledger {path}", file=sys.stderr)  # noqa: T201 - she is to know where her money is kept
+    return path
+
+
+def default_ledger() -> Ledger:
+    """The default ledger, opened once in this process."""
+    global _default  # noqa: PLW0603 - one per process, by intent
+    with _default_lock:
+        if _default is None or _default.closed:
+            _default = connect()
+        return _default
+
+
+def budget(name: str, **limits: Any) -> Budget:
+    """Create or get a budget in the default ledger; takes what `Ledger.budget` takes.
+
+    It is kept across cells, kernels and notebooks: running the cell again gets the same budget.
+
+    Args:
+        name: a path such as `prompt-study` or `lab/prompt-study`.
+        limits: `usd=`, `tokens=`, `requests=`, `window=`, `limits=`, `tz=`, `alerts=`.
+    """
+    return default_ledger().budget(name, **limits)
+
+
+def _close_all() -> None:
+    """At exit: what was handed in is written, what failed unread is told."""
+    for ledger in list(_open):
+        try:
+            ledger.close()
+        except Exception as error:  # noqa: BLE001 - the interpreter is going down; say it and go on with the others
+            print(f"tokenbudget: {ledger!r}: {error}", file=sys.stderr)  # noqa: T201 - nobody is left to catch it
+
+
+atexit.register(_close_all)

@@ -1,0 +1,577 @@
+"""The decisions: what each command does, exactly; the only place where a reservation is granted or refused.
+
+A decision reads the fold, makes events or refuses, and each event is folded at once, so the next command of the same batch
+sees it. Nothing here waits, reads a clock or touches a disk.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from heapq import heappop
+from typing import Any
+
+from .accounts import Check, Node
+from .commands import (
+    Adjust,
+    Cancel,
+    CloseBudget,
+    Command,
+    Commit,
+    Extend,
+    GetBalance,
+    GetBudget,
+    GetEntry,
+    GetHead,
+    ListBudgets,
+    Lose,
+    Record,
+    Reserve,
+    Rollback,
+    SetBudget,
+    SetLimit,
+)
+from .errors import (
+    AmountMissing,
+    BudgetClosed,
+    BudgetDiffers,
+    BudgetExceeded,
+    IdConflict,
+    InvalidValue,
+    NotAdjustable,
+    ParentMissing,
+    PriceUnknown,
+    ReservationClosed,
+    UnknownBudget,
+    UnknownReservation,
+    WindowFixed,
+)
+from .events import SCHEMA_VERSION, Event, chained, from_detail, to_detail
+from .ids import made_at_us, new_id
+from .limits import Cap, decimal_or_int, describe, instant, window_bounds
+from .state import COMMITTED, COUNTED, OPEN, RECORDED, RELEASED, ROLLED_BACK, Entry, State
+from .usage import Amount, usd_of
+
+Answer = tuple[Any, ...]
+MINUTE_US = 60_000_000
+_SKEW_US = 2_000_000  # ids are made by clients on this machine, a moment before the writer's clock is read
+
+
+def amounts(amount: Amount | Event) -> str:
+    """Amounts as text, for errors."""
+    usd, tokens, requests = amount.usd, amount.tokens, amount.requests
+    parts = [f"${usd_of(usd)}"] if usd is not None else []
+    parts += [f"{tokens} tokens"] if tokens is not None else []
+    parts += [f"{requests} requests"] if requests is not None else []
+    return ", ".join(parts) or "nothing"
+
+
+class Decisions:
+    """Decide commands one after another over one `State`.
+
+    Args:
+        state: the fold of all events so far.
+        ids: where ids for the writer's own events come from.
+
+    Attributes:
+        events: what was decided and not yet taken to the store.
+        freed: whether something happened since the last look that could let a waiter in.
+    """
+
+    def __init__(self, state: State, ids: Callable[[], str] = new_id) -> None:
+        self.state, self.ids = state, ids
+        self.events: list[Event] = []
+        self.freed = False
+        self._refusals: dict[tuple[str, str, str], list[int]] = {}  # → [minute, how many were not written, requested usd]
+        self._decide: dict[type, Callable[[Any, int, str | None], Answer]] = {
+            SetBudget: self._set_budget,
+            SetLimit: self._set_limit,
+            CloseBudget: self._close_budget,
+            Reserve: self._reserve,
+            Extend: self._extend,
+            Commit: self._commit,
+            Rollback: self._rollback,
+            Lose: self._lose,
+            Record: self._record,
+            Adjust: self._adjust,
+            Cancel: self._cancel,
+            GetBudget: self._get_budget,
+            GetBalance: self._get_balance,
+            ListBudgets: self._list_budgets,
+            GetEntry: self._get_entry,
+            GetHead: self._get_head,
+        }
+
+    def decide(self, command: Command, ts: int, origin: str | None = None) -> Answer:
+        """Decide one command; expire what is due first.
+
+        Args:
+            command: what is asked.
+            ts: now, Unix microseconds.
+            origin: who asks, as JSON.
+
+        Raises:
+            Refused: with the reason; nothing of the command was counted.
+        """
+        ts = max(ts, self.state.ts)
+        if self.state.due and self.state.due[0][0] <= ts:
+            self.expire(ts)
+        return self._decide[type(command)](command, ts, origin)
+
+    def unknown_ids(self, command: Command) -> tuple[list[str], list[tuple[str, str]]]:
+        """Ids and keys that a decision needs and that only the store may still know."""
+        state = self.state
+        if not state.forgotten_until:
+            return [], []
+        wanted: list[str] = []
+        keys: list[tuple[str, str]] = []
+        target = getattr(command, "reservation", None) or getattr(command, "target", None)
+        if target is not None and target not in state.entries and type(command) is not Cancel:
+            wanted.append(target)
+        if command.id not in state.entries and command.id not in state.done and is_old(command.id, state.forgotten_until):
+            wanted.append(command.id)
+        key = getattr(command, "key", None)
+        if key is not None and (command.budget, key) not in state.keys:  # type: ignore[union-attr] # what has a key has a budget
+            keys.append((command.budget, key))  # type: ignore[union-attr] # as above
+        return wanted, keys
+
+    def knows(self, command: Command) -> bool:
+        """Whether an event of this very command is folded already: asked again, it gets its first answer."""
+        state = self.state
+        if command.id in state.entries or command.id in state.done:
+            return True
+        entry = state.entries.get(getattr(command, "reservation", ""))
+        if entry is not None and (entry.ended_by == command.id or command.id in {e.command for e in (entry.parts or {}).values()}):
+            return True
+        if isinstance(command, CloseBudget):
+            return command.budget in state.nodes and state.nodes[command.budget].closed
+        return False
+
+    # --- budgets -------------------------------------------------------------------------------------------------------
+
+    def create(self, ledger_id: str, ts: int, origin: str | None = None) -> None:
+        """The first event of a ledger."""
+        self._emit("created", ts, self.ids(), "", origin=origin, detail=to_detail(ledger=ledger_id, schema=SCHEMA_VERSION))
+
+    def _node(self, name: str) -> Node:
+        node = self.state.nodes.get(name)
+        if node is None:
+            raise UnknownBudget(name, tuple(difflib.get_close_matches(name, self.state.nodes, n=3)))
+        return node
+
+    @staticmethod
+    def _must_be_open(node: Node) -> None:
+        for above in node.path:
+            if above.closed:
+                raise BudgetClosed(above.name)
+
+    def _set_budget(self, c: SetBudget, ts: int, origin: str | None) -> Answer:
+        caps, alerts = tuple(Cap(*cap) for cap in c.caps), tuple(c.alerts)
+        node = self.state.nodes.get(c.budget)
+        if node is not None:
+            same_zone = node.tz == c.tz or not any(cap.window in ("day", "week", "month") for cap in caps)
+            if node.caps != caps or not same_zone or (alerts and alerts != node.alerts):
+                raise BudgetDiffers(c.budget, _told(node.caps, node.tz, node.alerts), _told(caps, c.tz, alerts))
+            return (*_definition(node), False)
+        parent = c.budget.rpartition("/")[0]
+        if parent:
+            if parent not in self.state.nodes:
+                raise ParentMissing(parent)
+            self._must_be_open(self.state.nodes[parent])
+        detail = to_detail(caps=caps, tz=c.tz, alerts=alerts)
+        self._emit("budget_set", ts, c.id, c.budget, origin=origin, detail=detail)
+        return (*_definition(self.state.nodes[c.budget]), True)
+
+    def _set_limit(self, c: SetLimit, ts: int, origin: str | None) -> Answer:
+        node = self._node(c.budget)
+        if c.id not in self.state.done:
+            self._must_be_open(node)
+            cap = self._cap_to_change(node, c)
+            changed = Cap(cap.window, *(b if a is None else a for a, b in zip((c.usd, c.tokens, c.requests), cap[1:], strict=True)))
+            if changed != cap:
+                caps = sorted([*(other for other in node.caps if other.window != cap.window), changed])
+                detail = to_detail(caps=caps, tz=node.tz, alerts=node.alerts, reason=c.reason)
+                self._emit("budget_set", ts, c.id, c.budget, origin=origin, detail=detail)
+                self.freed = True
+        return (*_definition(node), False)
+
+    @staticmethod
+    def _cap_to_change(node: Node, c: SetLimit) -> Cap:
+        caps = {cap.window: cap for cap in node.caps}
+        window = c.window if c.window is not None else next(iter(caps)) if len(caps) == 1 else ""
+        if window not in caps and (window or caps):
+            raise WindowFixed(node.name, describe(node.caps, node.tz), window or "lifetime")
+        return caps.get(window, Cap("", None, None, None))
+
+    def _close_budget(self, c: CloseBudget, ts: int, origin: str | None) -> Answer:
+        node = self._node(c.budget)
+        if not node.closed:
+            self._emit("closed", ts, c.id, c.budget, origin=origin)
+            self.freed = True  # its waiters are to be told
+        return (node.name,)
+
+    # --- reserve ---------------------------------------------------------------------------------------------------------
+
+    def _reserve(self, c: Reserve, ts: int, origin: str | None) -> Answer:
+        known = self.state.entries.get(c.id) or self._by_key(c.budget, c.key)
+        if known is not None:
+            return _granted(_same(known, c, c.id if known.id == c.id else c.key))
+        node = self._node(c.budget)
+        self._must_be_open(node)
+        checks = node.checks(ts)
+        for check in checks:
+            if not _fits(check, c):
+                _complete(check, c)
+                raise self._exceeded(c, node, check, ts, origin)
+        state = self.state
+        expires = ts + c.timeout if c.timeout else None
+        body = (
+            state.seq + 1, ts, "reserved", c.id, c.budget, c.id, c.key, node.open_windows(ts), c.usd, c.tokens, None, None, c.requests,
+            "unknown" if c.if_lost == "count" else None, None, None, None, None, None, expires, c.provider, c.model, None,
+            origin, c.tags, c.detail,
+        )  # fmt: skip
+        event = chained(state.head, body)
+        state.apply(event)
+        self.events.append(event)
+        return (c.id, event.seq, ts, expires, OPEN)
+
+    def _by_key(self, budget: str, key: str | None) -> Entry | None:
+        return None if key is None else self.state.entries.get(self.state.keys.get((budget, key), ""))
+
+    def could_fit_later(self, c: Reserve, ts: int) -> bool:
+        """Whether a refused reserve may stand in line: holds that end, or a new window, could make room for it."""
+        node = self.state.nodes.get(c.budget)
+        if node is None:
+            return False
+        for totals, *limits in node.checks(max(ts, self.state.ts)):
+            spent = (totals.committed_usd, totals.committed_tokens, totals.committed_requests)
+            lasting = not totals.account.cap.window
+            for limit, used, asked in zip(limits, spent, (c.usd, c.tokens, c.requests), strict=True):
+                if limit is not None and (asked or 0) + (used if lasting else 0) > limit:
+                    return False
+        return True
+
+    def _exceeded(self, c: Reserve, node: Node, check: Check, ts: int, origin: str | None) -> BudgetExceeded:
+        totals, *limits = check
+        for resource, limit, asked in zip(("usd", "tokens", "requests"), limits, (c.usd, c.tokens, c.requests), strict=True):
+            used, held = getattr(totals, f"committed_{resource}"), getattr(totals, f"reserved_{resource}")
+            if limit is not None and used + held + (asked or 0) > limit:
+                break
+        account = totals.account
+        end = window_bounds(account.cap.window, account.node.tz, account.node.anchor, ts)[1] if account.cap.window else None
+        error = BudgetExceeded(
+            account.node.name,
+            node.name,
+            resource,
+            decimal_or_int(resource, asked or 0),
+            decimal_or_int(resource, limit - used - held),
+            decimal_or_int(resource, limit),
+            decimal_or_int(resource, held),
+            totals.open_count,
+            f"{instant(end):%Y-%m-%d %H:%M} UTC" if end else None,
+        )
+        if not (c.wait and self.could_fit_later(c, ts)):
+            self._refused(c, ts, origin, error)
+        return error
+
+    def refuse(self, c: Reserve, ts: int, origin: str | None, error: BudgetExceeded) -> None:
+        """Note the refusal of a waiter whose time ran out."""
+        self._refused(c, max(ts, self.state.ts), origin, error)
+
+    def _refused(self, c: Reserve, ts: int, origin: str | None, error: BudgetExceeded) -> None:
+        key, minute = (c.budget, error.budget, error.resource), ts // MINUTE_US
+        seen = self._refusals.get(key)
+        if seen is not None and seen[0] == minute:
+            seen[1] += 1
+            return
+        self.flush_refusals(ts)
+        self._refusals[key] = [minute, 0]
+        detail = to_detail(by=error.budget, resource=error.resource, left=str(error.left), limit=str(error.limit), count=1)
+        self._emit("refused", ts, c.id, c.budget, held_usd=c.usd, held_tokens=c.tokens, requests=c.requests,
+                   provider=c.provider, model=c.model, origin=origin, tags=c.tags, detail=detail)  # fmt: skip
+
+    def flush_refusals(self, ts: int, *, now: bool = False) -> None:
+        """Write the refusals of past minutes that were only counted, one event per budget and resource."""
+        for key, (minute, count) in list(self._refusals.items()):
+            if now or ts // MINUTE_US > minute:
+                del self._refusals[key]
+                if count:
+                    budget, by, resource = key
+                    detail = to_detail(by=by, resource=resource, count=count, minute=minute * MINUTE_US)
+                    self._emit("refused", max(ts, self.state.ts), self.ids(), budget, detail=detail)
+
+    # --- how a reservation ends --------------------------------------------------------------------------------------------
+
+    def _entry(self, id: str) -> Entry:  # noqa: A002 - a reservation's id
+        entry = self.state.entries.get(id)
+        if entry is None:
+            raise UnknownReservation(id)
+        return entry
+
+    def _extend(self, c: Extend, ts: int, origin: str | None) -> Answer:
+        entry = self._entry(c.reservation)
+        done = self.state.done.get(c.id)
+        if done is not None:
+            return (entry.id, done.seq, done.ts, done.expires, entry.state)
+        if entry.state != OPEN:
+            raise ReservationClosed(entry.id, entry.state, _ended(entry), "an extension")
+        if entry.expires is not None and ts + c.timeout > entry.expires:
+            self._emit("extended", ts, c.id, entry.node.name, reservation=entry.id, expires=ts + c.timeout, origin=origin)
+        return (entry.id, entry.seq, ts, entry.expires, entry.state)
+
+    def _commit(self, c: Commit, ts: int, origin: str | None) -> Answer:
+        entry = self._entry(c.reservation)
+        if c.part is not None:
+            return self._commit_part(c, entry, ts, origin)
+        used, basis = self._used(c, entry.rest)
+        if entry.state in (COMMITTED, ROLLED_BACK, RECORDED):
+            first = entry.first
+            if entry.state == COMMITTED and first is not None and used == (first.usd, first.tokens, first.requests):
+                return _counted(first)
+            raise ReservationClosed(entry.id, entry.state, _ended(entry), amounts(used))
+        late = True if entry.state != OPEN else None
+        over = True if any((u or 0) > h for u, h in zip(used, entry.rest, strict=True) if h is not None) else None
+        state = self.state
+        body = (
+            state.seq + 1, ts, "committed", c.id, entry.node.name, entry.id, None, (), None, None, used.usd, used.tokens, used.requests,
+            basis, c.input_tokens, c.output_tokens, c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, None,
+            entry.provider, entry.model, c.response_id, origin, (), _flagged(c.detail, late, over),
+        )  # fmt: skip
+        event = chained(state.head, body)
+        state.apply(event)
+        self.events.append(event)
+        self.freed = True
+        return _counted(event, self._alerts(entry, ts))
+
+    def _commit_part(self, c: Commit, entry: Entry, ts: int, origin: str | None) -> Answer:
+        used, basis = self._used(c, Amount())
+        first = (entry.parts or {}).get(c.part or "")
+        if first is not None:
+            if used == (first.usd, first.tokens, first.requests):
+                return _counted(first)
+            raise ReservationClosed(f"{entry.id} part {c.part}", COMMITTED, amounts(first), amounts(used))
+        if entry.state != OPEN:
+            raise ReservationClosed(entry.id, entry.state, _ended(entry), f"part {c.part}")
+        event = self._emit(
+            "part_committed", ts, c.id, entry.node.name, reservation=entry.id, key=c.part, usd=used.usd, tokens=used.tokens,
+            requests=used.requests, basis=basis, input_tokens=c.input_tokens, output_tokens=c.output_tokens,
+            cache_read_tokens=c.cache_read_tokens, cache_write_tokens=c.cache_write_tokens, reasoning_tokens=c.reasoning_tokens,
+            provider=entry.provider, model=entry.model, response_id=c.response_id, origin=origin, detail=c.detail,
+        )  # fmt: skip
+        self.freed = True
+        return _counted(event, self._alerts(entry, ts))
+
+    @staticmethod
+    def _used(c: Commit, held: Amount) -> tuple[Amount, str]:
+        """What a commit counts: a resource that it does not know is counted as held, and said to be unknown."""
+        basis, usd, tokens = c.basis, c.usd, c.tokens
+        if usd is None and held.usd is not None:
+            usd, basis = held.usd, "unknown"
+        if tokens is None and held.tokens is not None:
+            tokens, basis = held.tokens, "unknown"
+        return Amount(usd, tokens, held.requests if c.requests is None else c.requests), basis
+
+    def _rollback(self, c: Rollback, ts: int, origin: str | None) -> Answer:
+        entry = self._entry(c.reservation)
+        if entry.state in (COMMITTED, COUNTED, RECORDED):
+            raise ReservationClosed(entry.id, entry.state, _ended(entry), "a rollback")
+        if entry.state == OPEN:
+            self._emit("rolled_back", ts, c.id, entry.node.name, reservation=entry.id, origin=origin,
+                       provider=entry.provider, model=entry.model)  # fmt: skip
+            self.freed = True
+        return (entry.id, entry.state)
+
+    def _lose(self, c: Lose, ts: int, origin: str | None) -> Answer:
+        entry = self._entry(c.reservation)
+        if entry.state == OPEN:
+            self._expire(entry, ts, c.id, origin, to_detail(lost=True))
+        return (entry.id, entry.state)
+
+    def expire(self, ts: int) -> None:
+        """End every reservation whose time has run out."""
+        due, tick = self.state.due, ""
+        while due and due[0][0] <= ts:
+            expires, id = heappop(due)  # noqa: A001 - a reservation's id
+            entry = self.state.entries.get(id)
+            if entry is not None and entry.state == OPEN and entry.expires == expires:
+                tick = tick or self.ids()
+                self._expire(entry, ts, tick, None, None)
+                due = self.state.due
+
+    def _expire(self, entry: Entry, ts: int, command: str, origin: str | None, detail: str | None) -> None:
+        counts = entry.if_lost == "count"
+        rest = entry.rest if counts else Amount()
+        self._emit(
+            "expired", ts, command, entry.node.name, reservation=entry.id, usd=rest.usd, tokens=rest.tokens, requests=rest.requests,
+            basis="unknown" if counts else None, provider=entry.provider, model=entry.model, origin=origin, detail=detail,
+        )  # fmt: skip
+        self.freed = True
+        if counts:
+            self._alerts(entry, ts)
+
+    # --- spend without a reservation, and corrections -------------------------------------------------------------------------
+
+    def _record(self, c: Record, ts: int, origin: str | None) -> Answer:
+        known = self.state.entries.get(c.id) or self._by_key(c.budget, c.key)
+        if known is not None:
+            first = known.first
+            if known.state != RECORDED or first is None or (c.usd, c.tokens, c.requests) != (first.usd, first.tokens, first.requests):
+                raise IdConflict(c.key or c.id, f"first {amounts(known.used or known.held)}, now {amounts(Amount(c.usd, c.tokens, c.requests))}")
+            return _counted(first)
+        node = self._node(c.budget)
+        if c.ts is not None and c.ts > ts:
+            raise InvalidValue("at", f"{instant(c.ts)} lies in the future")
+        for check in node.checks(ts):
+            _complete(check, c)
+        windows = node.open_windows(ts) if c.ts is None else node.windows_at(c.ts)[0]
+        detail = c.detail if c.ts is None else to_detail(**{**_loaded(c.detail), "spent": c.ts})
+        event = self._emit(
+            "recorded", ts, c.id, c.budget, reservation=c.id, key=c.key, windows=windows, usd=c.usd, tokens=c.tokens, requests=c.requests,
+            basis=c.basis, input_tokens=c.input_tokens, output_tokens=c.output_tokens, cache_read_tokens=c.cache_read_tokens,
+            cache_write_tokens=c.cache_write_tokens, reasoning_tokens=c.reasoning_tokens, provider=c.provider, model=c.model,
+            response_id=c.response_id, origin=origin, tags=c.tags, detail=detail,
+        )  # fmt: skip
+        return _counted(event, self._alerts(self.state.entries[c.id], ts))
+
+    def _adjust(self, c: Adjust, ts: int, origin: str | None) -> Answer:
+        entry = self._entry(c.target)
+        done = self.state.done.get(c.id)
+        if done is not None:
+            return _counted(done)
+        if entry.state not in (COMMITTED, RECORDED, COUNTED) or entry.used is None:
+            raise NotAdjustable(entry.id, entry.state)
+        asked = zip((c.usd, c.tokens, c.requests), entry.used, strict=True)
+        used = Amount(*(old if new is None else new for new, old in asked))
+        event = self._emit(
+            "adjusted", ts, c.id, entry.node.name, reservation=entry.id, usd=used.usd, tokens=used.tokens, requests=used.requests,
+            basis="measured", provider=entry.provider, model=entry.model, origin=origin, detail=to_detail(reason=c.reason),
+        )  # fmt: skip
+        self.freed = True
+        return _counted(event, self._alerts(entry, ts))
+
+    def _alerts(self, entry: Entry, ts: int) -> tuple[Answer, ...]:
+        """Note each threshold that a charge crossed: once per budget, resource, window, limit and threshold."""
+        told: list[Answer] = []
+        for totals in entry.slots:
+            account = totals.account
+            if not account.node.alerts:
+                continue
+            spent = zip(("usd", "tokens", "requests"), account.cap[1:], totals.numbers()[:3], strict=True)
+            for resource, limit, used in spent:
+                for threshold in account.node.alerts if limit else ():
+                    mark = (resource, limit, threshold)
+                    if used < threshold * limit or mark in totals.alerted:  # type: ignore[operator] # limit is not None here
+                        continue
+                    detail = to_detail(window=account.cap.window, start=totals.start, resource=resource, limit=limit, threshold=threshold)
+                    self._emit("alerted", ts, self.ids(), account.node.name, reservation=entry.id, detail=detail)
+                    told.append((account.node.name, resource, threshold, used, limit))
+        return tuple(told)
+
+    # --- reading ---------------------------------------------------------------------------------------------------------
+
+    def _cancel(self, c: Cancel, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - the writer drops the waiter itself
+        entry = self.state.entries.get(c.target)
+        return (c.target, entry.state if entry else None)
+
+    def _get_budget(self, c: GetBudget, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
+        return (*_definition(self._node(c.budget)), False)
+
+    def _get_balance(self, c: GetBalance, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
+        return self._balance(self._node(c.budget), ts)
+
+    def _balance(self, node: Node, ts: int) -> Answer:
+        rows = []
+        for totals in node.current(ts):
+            account = totals.account
+            bounds = window_bounds(account.cap.window, account.node.tz, account.node.anchor, ts)
+            rows.append((account.node.name, *account.cap, *bounds, *totals.numbers()))
+        return (node.name, ts, any(above.closed for above in node.path), node.tz, tuple(rows))
+
+    def _list_budgets(self, c: ListBudgets, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
+        if c.below is not None:
+            self._node(c.below)
+        chosen = (n for _, n in sorted(self.state.nodes.items()) if c.below is None or any(a.name == c.below for a in n.path))
+        return tuple(self._balance(node, ts) for node in chosen)
+
+    def _get_entry(self, c: GetEntry, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
+        entry = self._entry(c.target)
+        return (entry.id, entry.node.name, entry.state, entry.expires, tuple(entry.held), tuple(entry.used or Amount()))
+
+    def _get_head(self, c: GetHead, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
+        state = self.state
+        return (state.ledger_id, state.seq, state.head, state.digest(), state.open_count, len(state.entries))
+
+    def _emit(self, kind: str, ts: int, command: str, budget: str, **fields: Any) -> Event:
+        draft = Event(self.state.seq + 1, ts, kind, command, budget, **fields)
+        event = chained(self.state.head, draft[:-1])
+        self.state.apply(event)
+        self.events.append(event)
+        return event
+
+
+def is_old(id: str, forgotten_until: int) -> bool:  # noqa: A002 - an id
+    """Whether an id may be one that was forgotten; an id of another form may always be."""
+    try:
+        return made_at_us(id) <= forgotten_until + _SKEW_US
+    except ValueError:
+        return True
+
+
+def _fits(check: Check, c: Reserve) -> bool:
+    totals, usd, tokens, requests = check
+    return (
+        (usd is None or (c.usd is not None and not totals.unpriced_count and totals.committed_usd + totals.reserved_usd + c.usd <= usd))
+        and (tokens is None or (c.tokens is not None and totals.committed_tokens + totals.reserved_tokens + c.tokens <= tokens))
+        and (requests is None or (c.requests is not None and totals.committed_requests + totals.reserved_requests + c.requests <= requests))
+    )
+
+
+def _complete(check: Check, c: Reserve | Record) -> None:
+    """A resource that is limited must be given; nothing unknown is counted as zero."""
+    totals, usd, tokens, requests = check
+    name = totals.account.node.name
+    if usd is not None and c.usd is None:
+        raise PriceUnknown(c.model) if c.model else AmountMissing(name, "usd")
+    if usd is not None and totals.unpriced_count and isinstance(c, Reserve):
+        raise PriceUnknown("unknown", f"{totals.unpriced_count} calls without a price count in {name}; adjust(...) them first")
+    if tokens is not None and c.tokens is None:
+        raise AmountMissing(name, "tokens")
+    if requests is not None and c.requests is None:
+        raise AmountMissing(name, "requests")
+
+
+def _same(entry: Entry, c: Reserve, id: str | None) -> Entry:  # noqa: A002 - an id or key
+    if entry.state == RECORDED or entry.node.name != c.budget or entry.held != (c.usd, c.tokens, c.requests):
+        raise IdConflict(str(id), f"first {amounts(entry.held)} in {entry.node.name}, now {amounts(Amount(c.usd, c.tokens, c.requests))} in {c.budget}")
+    return entry
+
+
+def _granted(entry: Entry) -> Answer:
+    return (entry.id, entry.seq, entry.ts, entry.expires, entry.state)
+
+
+def _counted(event: Event, alerts: tuple[Answer, ...] = ()) -> Answer:
+    what = from_detail(event) if event.detail and ("overrun" in event.detail or "late" in event.detail) else {}
+    flags = (bool(what.get("overrun")), bool(what.get("late")))
+    return (event.reservation, event.seq, event.ts, event.usd, event.tokens, event.requests, event.basis, *flags, alerts)
+
+
+def _ended(entry: Entry) -> str:
+    return amounts(entry.used) if entry.used is not None else ""
+
+
+def _loaded(detail: str | None) -> dict[str, Any]:
+    return from_detail(Event(0, 0, "", "", "", detail=detail))
+
+
+def _flagged(detail: str | None, late: bool | None, overrun: bool | None) -> str | None:
+    return to_detail(**_loaded(detail), late=late, overrun=overrun) if late or overrun else detail
+
+
+def _definition(node: Node) -> Answer:
+    return (node.name, node.caps, node.tz, node.alerts, node.closed)
+
+
+def _told(caps: tuple[Cap, ...], tz: str, alerts: tuple[float, ...]) -> str:
+    return describe(caps, tz) + (f", alerts at {', '.join(f'{a:.0%}' for a in alerts)}" if alerts else "")
+

@@ -1,0 +1,445 @@
+"""Every error of the package, in one hierarchy.
+
+An error says what happened, what it means and what to do; its numbers are attributes. Each one passes all its arguments
+on to `Exception`, so it pickles through a process pool and travels from the keeper to its clients.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+
+class TokenBudgetError(Exception):
+    """The root: `except tbl.TokenBudgetError` catches whatever this package raises on purpose."""
+
+
+# --- what the caller wrote ---------------------------------------------------------------------------------------------
+
+
+class InvalidValue(TokenBudgetError, ValueError):
+    """An argument that means nothing here; nothing was written.
+
+    Attributes:
+        argument: its name.
+        reason: what is wrong with it and what would be right.
+    """
+
+    def __init__(self, argument: str, reason: str) -> None:
+        super().__init__(argument, reason)
+        self.argument, self.reason = argument, reason
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.reason}"
+
+
+class InvalidType(InvalidValue, TypeError):
+    """An argument of a type that cannot be read without guessing."""
+
+
+class NotEntered(TokenBudgetError, RuntimeError):
+    """A request was touched before it was asked: enter it, await it, or call its `_sync` twin."""
+
+
+class WouldDeadlock(TokenBudgetError, RuntimeError):
+    """A blocking wait by the thread whose own reservations it would be waiting for."""
+
+
+# --- what the ledger refuses ---------------------------------------------------------------------------------------------
+
+
+class Refused(TokenBudgetError):
+    """The ledger decided against a command; nothing of it was counted."""
+
+
+class BudgetExceeded(Refused):
+    """The reservation does not fit; nothing was held and nothing must be sent.
+
+    Attributes:
+        budget: whose limit it is (the budget itself or one of its ancestors).
+        asked_by: the budget that was asked.
+        resource: `usd`, `tokens` or `requests`.
+        requested, left, limit, reserved: amounts of that resource; USD as `Decimal`.
+        calls_in_flight: open reservations that count under that limit.
+        resets: when the window ends, ISO 8601 in UTC; `None` without a window.
+    """
+
+    def __init__(
+        self,
+        budget: str,
+        asked_by: str,
+        resource: str,
+        requested: Decimal | int,
+        left: Decimal | int,
+        limit: Decimal | int,
+        reserved: Decimal | int = 0,
+        calls_in_flight: int = 0,
+        resets: str | None = None,
+    ) -> None:
+        super().__init__(budget, asked_by, resource, requested, left, limit, reserved, calls_in_flight, resets)
+        self.budget, self.asked_by, self.resource = budget, asked_by, resource
+        self.requested, self.left, self.limit, self.reserved = requested, left, limit, reserved
+        self.calls_in_flight, self.resets = calls_in_flight, resets
+
+    def __str__(self) -> str:
+        if self.resource == "usd":
+            want, left, limit, held = (money(v) for v in (self.requested, self.left, self.limit, self.reserved))
+        else:
+            unit = f" {self.resource}"
+            want, left, limit, held = (
+                f"{self.requested:,}{unit}",
+                f"{self.left:,}",
+                f"{self.limit:,}{unit}",
+                f"{self.reserved:,}",
+            )
+        calls = f"{self.calls_in_flight} call{'s' if self.calls_in_flight != 1 else ''} in flight"
+        text = f"{self.asked_by}: {want} requested, {left} of {limit} left"
+        if self.budget != self.asked_by:
+            text += f" in {self.budget}"
+        if self.reserved:
+            text += f" ({held} held by {calls})"
+        if self.resets:
+            text += f"; resets {self.resets}"
+        return text + "; nothing was sent. Raise the limit with set_limit(...) or ask for less."
+
+
+class UnknownBudget(Refused, LookupError):
+    """No budget of that name.
+
+    Attributes:
+        budget: the name asked for.
+        nearest: names that look like it.
+    """
+
+    def __init__(self, budget: str, nearest: tuple[str, ...] = ()) -> None:
+        super().__init__(budget, nearest)
+        self.budget, self.nearest = budget, tuple(nearest)
+
+    def __str__(self) -> str:
+        hint = f"; did you mean {', '.join(self.nearest)}?" if self.nearest else ""
+        return f"no budget named {self.budget!r}{hint} Create it by giving it a limit: ledger.budget({self.budget!r}, usd=5)"
+
+
+class ParentMissing(UnknownBudget, ValueError):
+    """A budget's parent must exist before it, because a charge counts in both."""
+
+    def __str__(self) -> str:
+        return f"the parent budget {self.budget!r} does not exist; create it first: ledger.budget({self.budget!r}, usd=…)"
+
+
+class BudgetDiffers(Refused):
+    """The budget exists with other limits; running a cell again never changes a limit.
+
+    Attributes:
+        budget: its name.
+        existing, given: the limits, as text.
+    """
+
+    def __init__(self, budget: str, existing: str, given: str) -> None:
+        super().__init__(budget, existing, given)
+        self.budget, self.existing, self.given = budget, existing, given
+
+    def __str__(self) -> str:
+        return (
+            f"{self.budget} exists with {self.existing}, not {self.given}; nothing was changed. "
+            f"Get it without limits: ledger.budget({self.budget!r}); change it on purpose: .set_limit(...)"
+        )
+
+
+class BudgetClosed(Refused):
+    """The budget or one of its ancestors was closed: no new reservation, no child, no limit.
+
+    Attributes:
+        budget: the one that is closed.
+    """
+
+    def __init__(self, budget: str) -> None:
+        super().__init__(budget)
+        self.budget = budget
+
+    def __str__(self) -> str:
+        return f"{self.budget} is closed; its history stays, but it takes no new reservations. Use another budget."
+
+
+class WindowFixed(Refused):
+    """A budget's windows and time zone are fixed at creation, because past charges were counted in them.
+
+    Attributes:
+        budget: its name.
+        existing: its windows and zone.
+        given: what was asked for.
+    """
+
+    def __init__(self, budget: str, existing: str, given: str) -> None:
+        super().__init__(budget, existing, given)
+        self.budget, self.existing, self.given = budget, existing, given
+
+    def __str__(self) -> str:
+        return f"{self.budget} counts per {self.existing}, not {self.given}; that is fixed at creation. Make a budget of another name."
+
+
+class AmountMissing(Refused, ValueError):
+    """A resource that is limited on the way up was not given, and nothing unknown is counted as zero.
+
+    Attributes:
+        budget: whose limit asks for it.
+        resource: which one.
+    """
+
+    def __init__(self, budget: str, resource: str) -> None:
+        super().__init__(budget, resource)
+        self.budget, self.resource = budget, resource
+
+    def __str__(self) -> str:
+        return (
+            f"{self.budget} limits {self.resource}, and no {self.resource} were given: pass {self.resource}=… "
+            "(0 is allowed, when it is said), or model=… with input_tokens=… and max_output_tokens=…"
+        )
+
+
+class PriceUnknown(Refused, LookupError):
+    """No price for the model, and a limit in USD to keep.
+
+    Attributes:
+        model: its name.
+        reason: what the catalogue said, where it said something.
+    """
+
+    def __init__(self, model: str, reason: str = "") -> None:
+        super().__init__(model, reason)
+        self.model, self.reason = model, reason
+
+    def __str__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        return (
+            f"no price for {self.model!r}{why}, so its cost in USD is unknown and nothing was sent. "
+            f"Say it: ledger.set_price({self.model!r}, input_usd_per_mtok=…, output_usd_per_mtok=…), or pass usd=…"
+        )
+
+
+class ReservationClosed(Refused):
+    """The reservation has ended, in another way than this command asks for; nothing was written.
+
+    Attributes:
+        reservation: its id.
+        state: how it ended: `committed`, `rolled_back`, `released` or `counted`.
+        first: what was recorded, as text.
+        given: what this command asked for, as text.
+    """
+
+    def __init__(self, reservation: str, state: str, first: str = "", given: str = "") -> None:
+        super().__init__(reservation, state, first, given)
+        self.reservation, self.state, self.first, self.given = reservation, state, first, given
+
+    def __str__(self) -> str:
+        told = f" with {self.first}" if self.first else ""
+        asked = f"; asked for {self.given}" if self.given else ""
+        return f"reservation {self.reservation} is {self.state}{told}{asked}. To correct an amount use adjust(...), for other spend record(...)."
+
+
+class UnknownReservation(Refused, LookupError):
+    """No reservation of that id in this ledger.
+
+    Attributes:
+        reservation: the id.
+    """
+
+    def __init__(self, reservation: str) -> None:
+        super().__init__(reservation)
+        self.reservation = reservation
+
+    def __str__(self) -> str:
+        return f"no reservation {self.reservation} in this ledger; it may belong to another one."
+
+
+class NotAdjustable(Refused):
+    """Only spend that was counted can be adjusted: committed, recorded, or counted as unknown.
+
+    Attributes:
+        target: the id.
+        state: what it is instead.
+    """
+
+    def __init__(self, target: str, state: str) -> None:
+        super().__init__(target, state)
+        self.target, self.state = target, state
+
+    def __str__(self) -> str:
+        return f"{self.target} is {self.state}; only committed, recorded or counted spend can be adjusted."
+
+
+class IdConflict(Refused):
+    """The same id or `key=` came with another content.
+
+    Attributes:
+        id: the id or key.
+        detail: what differs.
+    """
+
+    def __init__(self, id: str, detail: str = "") -> None:  # noqa: A002 - the attribute's name is the domain's word
+        super().__init__(id, detail)
+        self.id, self.detail = id, detail
+
+    def __str__(self) -> str:
+        return f"{self.id!r} was used before with another content ({self.detail}); use a new key for a new call."
+
+
+# --- what stands in the way ------------------------------------------------------------------------------------------------
+
+
+class LedgerUnavailable(TokenBudgetError):
+    """The ledger cannot answer; nothing may be sent on a guess."""
+
+
+class LedgerClosed(LedgerUnavailable):
+    """This ledger object was closed; connect again."""
+
+    def __init__(self, where: str = "") -> None:
+        super().__init__(where)
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"the ledger {self.where} is closed in this process; open it again with tbl.connect(...)".replace("  ", " ")
+
+
+class LedgerForked(LedgerUnavailable):
+    """A forked child uses its parent's ledger, which would corrupt it.
+
+    Attributes:
+        parent: pid of the process that opened it.
+    """
+
+    def __init__(self, parent: int) -> None:
+        super().__init__(parent)
+        self.parent = parent
+
+    def __str__(self) -> str:
+        return f"this ledger was opened by process {self.parent}; a forked child opens its own: tbl.connect(...)"
+
+
+class LedgerBusy(LedgerUnavailable):
+    """Another process owns the file.
+
+    Attributes:
+        path: the file.
+        pid, host: who holds it; `None` where it did not say.
+        advice: what to do.
+    """
+
+    def __init__(self, path: str, pid: int | None = None, host: str | None = None, advice: str = "") -> None:
+        super().__init__(path, pid, host, advice)
+        self.path, self.pid, self.host, self.advice = path, pid, host, advice
+
+    def __str__(self) -> str:
+        who = f"process {self.pid}" if self.pid else "another process"
+        where = f" on {self.host}" if self.host else ""
+        return f"{self.path} is held by {who}{where}. {self.advice}".rstrip()
+
+
+class KeeperUnreachable(LedgerUnavailable):
+    """No keeper answered in time.
+
+    Attributes:
+        path: the ledger's file.
+        reason: what was tried and what happened.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"the keeper of {self.path} does not answer: {self.reason}. `tokenbudget keeper status {self.path}` tells more."
+
+
+class VersionMismatch(LedgerUnavailable):
+    """Client, keeper or file speak different versions.
+
+    Attributes:
+        what: `protocol` or `schema`.
+        ours, theirs: the versions.
+    """
+
+    def __init__(self, what: str, ours: int, theirs: int) -> None:
+        super().__init__(what, ours, theirs)
+        self.what, self.ours, self.theirs = what, ours, theirs
+
+    def __str__(self) -> str:
+        return f"{self.what} version {self.theirs} found, this package speaks {self.ours}; use the same version of tokenbudget_lab everywhere, then restart the kernels."
+
+
+class NotALedger(LedgerUnavailable):
+    """The file is something else, or not readable as a ledger; it was not touched.
+
+    Attributes:
+        path: the file.
+        reason: what was found.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} is no ledger: {self.reason}. It was left as it is; choose another path."
+
+
+class StoreFailed(LedgerUnavailable):
+    """The store could not write; what this command asked for was not acknowledged and is not counted.
+
+    Attributes:
+        reason: what the store said.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the ledger could not be written ({self.reason}); nothing was acknowledged. Make room or repair the disk, then try again."
+
+
+class LedgerCorrupt(LedgerUnavailable):
+    """The events do not fit together.
+
+    Attributes:
+        seq: the first event that breaks the chain or the fold.
+        reason: how.
+    """
+
+    def __init__(self, seq: int, reason: str) -> None:
+        super().__init__(seq, reason)
+        self.seq, self.reason = seq, reason
+
+    def __str__(self) -> str:
+        return f"event {self.seq} does not fit: {self.reason}. Nothing more is written; copy the file away before anything else."
+
+
+class QueryRefused(TokenBudgetError, ValueError):
+    """`ledger.sql` takes one SELECT over the ledger's own tables, nothing else.
+
+    Attributes:
+        reason: what was refused.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"query refused: {self.reason}"
+
+
+def money(usd: Decimal | int | Any) -> str:
+    """Write an amount the way people read it: two decimals, more where they matter.
+
+    Examples:
+        >>> money(Decimal("0.3")), money(Decimal("1234.5")), money(Decimal("0.000042"))
+        ('$0.30', '$1,234.50', '$0.000042')
+    """
+    value = Decimal(usd)
+    sign = "-" if value < 0 else ""
+    value = abs(value)
+    if value and value < Decimal("0.01"):
+        return f"{sign}${value.normalize():f}" if value >= Decimal("1e-12") else f"{sign}$0.00"
+    return f"{sign}${value:,.2f}"

@@ -1,0 +1,400 @@
+"""One ledger: budgets, and everything that was spent on them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from .balance import Balance, balance_of
+from .checks import MAX_TIMEOUT_S, seconds
+from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudget
+from .decide import Answer
+from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, PriceUnknown, WouldDeadlock, money
+from .events import chained, to_detail
+from .handles import Budget, Receipt, Reservation
+from .ids import new_id
+from .limits import Limit, budget_name, caps_of, path_of, zone
+from .origin import origin
+from .state import State
+from .store import Store
+from .usage import Usage, pico_of_cost, usd_of
+from .writer import Desk, DirectBox, LoopBox, Ticket, Writer
+
+log = logging.getLogger("tokenbudget_lab")
+DEFAULT_TIMEOUT_S = 600.0
+
+
+class Prices(Protocol):
+    """What turns usage into money."""
+
+    def cost(self, usage: Usage, model: str, *, at: datetime | None = None) -> Decimal:
+        """USD of a call; `PriceUnknown` where there is no price."""
+        ...
+
+    def worst_case(self, model: str, input_tokens: int, max_output_tokens: int, *, at: datetime | None = None) -> Decimal:
+        """The most USD that a call of this size can cost."""
+        ...
+
+    def provenance(self, model: str) -> str:
+        """Where the price is from."""
+        ...
+
+    def provider(self, model: str) -> str | None:
+        """Who sells the model."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A budget crossed one of its thresholds.
+
+    Attributes:
+        threshold: the fraction of the limit.
+        committed, limit: amounts of the resource; USD as `Decimal`.
+    """
+
+    budget: str
+    resource: str
+    threshold: float
+    committed: Any
+    limit: Any
+
+    def __str__(self) -> str:
+        show = money if self.resource == "usd" else "{:,}".format
+        return f"{self.budget}: {self.threshold:.0%} of {show(self.limit)} {self.resource} is spent ({show(self.committed)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A sound ledger.
+
+    Attributes:
+        events: how many were replayed; the last one's `seq`.
+        head: its hash, in hex.
+        digest: fingerprint of the balances that the replay gave, equal to those that decisions are made from.
+        open_reservations: how many are in flight.
+    """
+
+    events: int
+    head: str
+    digest: str
+    open_reservations: int
+
+    def __str__(self) -> str:
+        return (
+            f"sound: {self.events:,} events, gapless and chained, replay to the balances in force; "
+            f"{self.open_reservations:,} open reservations; head {self.head[:16]}…"
+        )
+
+
+class Ledger:
+    """A ledger over a store or a desk.
+
+    Args:
+        store: where the events are kept; this process must be the only one that writes there.
+        desk: what takes commands instead (a keeper's link).
+        prices: what turns usage into money.
+        timeout: seconds until a reservation ends by itself, where none is given per reserve; 1 s to 48 h.
+        clock_ns: Unix nanoseconds, for the writer.
+        ids: where ids come from.
+
+    Examples:
+        >>> from tokenbudget_lab.stores.memory import MemoryStore
+        >>> with Ledger(store=MemoryStore()) as ledger:
+        ...     ledger.budget("lab", tokens=1000).balance.left_tokens
+        1000
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        desk: Desk | None = None,
+        prices: Prices | None = None,
+        timeout: float | timedelta = DEFAULT_TIMEOUT_S,
+        clock_ns: Callable[[], int] = time.time_ns,
+        ids: Callable[[], str] = new_id,
+    ) -> None:
+        if (store is None) == (desk is None):
+            raise InvalidValue("store", "a ledger has a store or a desk, one of them")
+        self._timeout = seconds("timeout", timeout)
+        self.desk: Desk = desk if desk is not None else Writer(store, clock_ns=clock_ns, ids=ids, origin=origin())  # type: ignore[arg-type] # one of both is given
+        self.prices, self.new_id = prices, ids
+        self.unread: list[Receipt] = []
+        self._direct = DirectBox(self.desk.origin)
+        self._loops: dict[int, LoopBox] = {}
+        self._held: dict[str, tuple[int, Reservation]] = {}  # by id: the thread that asked
+        self._alarms: list[Callable[[Alert], None]] = []
+        self._closed = False
+
+    # --- budgets -------------------------------------------------------------------------------------------------------
+
+    def budget(
+        self,
+        name: str,
+        *,
+        usd: Decimal | int | str | float | None = None,
+        tokens: int | None = None,
+        requests: int | None = None,
+        window: Any = None,
+        limits: Iterable[Limit] | None = None,
+        tz: str = "UTC",
+        alerts: Sequence[float] = (),
+    ) -> Budget:
+        """Create a budget, or get it.
+
+        Args:
+            name: a path: `lab/prompt-study`; its parent must exist. A charge counts in the budget and in every ancestor.
+            usd, tokens, requests: the most that may be used, in all or per `window`.
+            window: `None`, `"day"`, `"week"`, `"month"` or a timedelta; fixed at creation.
+            limits: several limits at once, instead of the four above; `[]` makes a budget that only its ancestors limit.
+            tz: whose midnights a day, week or month turns at.
+            alerts: fractions of the limits to be told about, such as `(0.5, 0.8, 1.0)`.
+
+        Returns:
+            The budget. Without any limit given: the one that exists.
+
+        Raises:
+            UnknownBudget: none of that name, and no limit given to make it.
+            BudgetDiffers: it exists with other limits; nothing was changed.
+
+        Examples:
+            >>> import tokenbudget_lab as tbl
+            >>> ledger = tbl.connect(":memory:")
+            >>> ledger.budget("lab", usd=2000, window="month", tz="Europe/Berlin")
+            Budget(lab: $0.00 committed, $0.00 reserved · $2,000.00 of $2,000.00 per month left · resets ... UTC)
+            >>> ledger.close()
+        """
+        name = budget_name(name)
+        given = usd is not None or tokens is not None or requests is not None
+        if limits is not None and given:
+            raise InvalidValue("limits", "give either limits=[…] or usd=…, tokens=…, requests=…")
+        if limits is None and not given:
+            if window is not None or alerts:
+                raise InvalidValue("window" if window is not None else "alerts", "needs a limit beside it: usd=…, tokens=… or requests=…")
+            self.ask(GetBudget(self.new_id(), name))
+            return Budget(self, name)
+        chosen = list(limits) if limits is not None else [Limit(usd=usd, tokens=tokens, requests=requests, window=window)]
+        zone(tz)
+        self.ask(SetBudget(self.new_id(), name, caps_of(chosen), tz, _thresholds(alerts)))
+        return Budget(self, name)
+
+    def budgets(self, below: str | None = None) -> list[Balance]:
+        """The balance of every budget, or of those at and below one, in order of their names."""
+        return [balance_of(answer) for answer in self.ask(ListBudgets(self.new_id(), below))]
+
+    # --- asking ----------------------------------------------------------------------------------------------------------
+
+    def ask(self, command: Command) -> Answer:
+        """Block until a command is answered. Safe inside a running event loop: the writer has a thread of its own."""
+        ticket = Ticket(command, self._direct)
+        self.desk.submit(ticket)
+        try:
+            ticket.wait()
+        except BaseException:
+            ticket.abandon()
+            raise
+        return ticket.outcome()
+
+    async def ask_async(self, command: Command) -> Answer:
+        """Await a command's answer; cancelled, what was granted is given back."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        ticket = Ticket(command, self._box(loop), future)
+        self.desk.submit(ticket)
+        try:
+            await future
+        except BaseException:
+            ticket.abandon()
+            raise
+        return ticket.outcome()
+
+    def _box(self, loop: asyncio.AbstractEventLoop) -> LoopBox:
+        box = self._loops.get(id(loop))
+        if box is None or box.loop is not loop:
+            for key, old in list(self._loops.items()):
+                if old.loop.is_closed():
+                    self._loops.pop(key, None)
+            box = self._loops[id(loop)] = LoopBox(loop, self.desk.origin)
+        return box
+
+    def submit(self, command: Command, handle: object) -> Receipt:
+        """Hand in what no limit can refuse."""
+        ticket = Ticket(command, self._direct)
+        receipt = Receipt(self, ticket, handle)
+        self.desk.submit(ticket)
+        return receipt
+
+    def reserve(self, command: Reserve) -> Reservation:
+        """Ask for a reservation and block until it is granted or refused."""
+        blocker = self._own_hold(command) if command.wait else None
+        try:
+            answer = self.ask(command._replace(wait=0) if blocker else command)
+        except BudgetExceeded as error:
+            if blocker is None:
+                raise
+            raise WouldDeadlock(
+                f"this thread holds {blocker.id} in {blocker.budget} and would wait for room there: {error} "
+                "End that reservation first, or wait in another thread."
+            ) from error
+        except PriceUnknown as error:
+            raise self._why(command, error) from None
+        return Reservation(self, command, answer)
+
+    async def reserve_async(self, command: Reserve) -> Reservation:
+        """Ask for a reservation and await the answer."""
+        try:
+            answer = await self.ask_async(command)
+        except PriceUnknown as error:
+            raise self._why(command, error) from None
+        return Reservation(self, command, answer)
+
+    def _why(self, command: Reserve, error: PriceUnknown) -> Exception:
+        if command.model is None or error.model != command.model:
+            return error
+        if command.detail is None:
+            return AmountMissing(command.budget, "usd")
+        return PriceUnknown(command.model, self._price_reason(command.model))
+
+    # --- who holds what in this process ------------------------------------------------------------------------------------
+
+    def hold(self, reservation: Reservation) -> None:
+        """Remember that this thread holds it."""
+        self._held[reservation.id] = (threading.get_ident(), reservation)
+
+    def let_go(self, reservation: Reservation) -> None:
+        """It has ended."""
+        self._held.pop(reservation.id, None)
+
+    def _own_hold(self, command: Reserve) -> Reservation | None:
+        """A reservation of this thread (or of the loop that runs in it) that counts under a limit of the one asked for."""
+        me, now, path = threading.get_ident(), datetime.now(UTC), set(path_of(command.budget))
+        for owner, held in list(self._held.values()):
+            if held.expires is not None and held.expires < now:
+                self.let_go(held)
+            elif owner == me and path.intersection(path_of(held.budget)):
+                return held
+        return None
+
+    def raise_unread(self, handle: object) -> None:
+        """Raise the error of an earlier receipt that nobody read, and tell its alerts."""
+        if self.unread:
+            for receipt in list(self.unread):
+                if receipt.belongs_to(handle):
+                    receipt.result()
+
+    def on_alert(self, callback: Callable[[Alert], None]) -> None:
+        """Call this when a call of this process crosses an alert's threshold; each one is also a log line and an event."""
+        self._alarms.append(callback)
+
+    def alert(self, crossed: Iterable[tuple[Any, ...]]) -> None:
+        """Tell about thresholds that were crossed."""
+        for budget, resource, threshold, used, limit in crossed:
+            amounts = (usd_of(used), usd_of(limit)) if resource == "usd" else (used, limit)
+            told = Alert(budget, resource, threshold, *amounts)
+            log.warning("%s", told)
+            for callback in self._alarms:
+                callback(told)
+
+    # --- prices ------------------------------------------------------------------------------------------------------------
+
+    def timeout(self, given: float | timedelta | None) -> int:
+        """A reservation's time to live, in microseconds."""
+        return self._timeout if given is None else seconds("timeout", given)
+
+    def provider(self, model: str | None) -> str | None:
+        """Who sells a model, where that is known."""
+        return None if model is None or self.prices is None else self.prices.provider(model)
+
+    def cost(self, used: Usage, model: str, at: datetime | None = None) -> tuple[int | None, str | None]:
+        """Pico-dollars of a call and the price's provenance; `None` where there is no price."""
+        if self.prices is None:
+            return None, None
+        try:
+            return pico_of_cost(self.prices.cost(used, model, at=at)), to_detail(prices=self.prices.provenance(model))
+        except PriceUnknown:
+            return None, None
+
+    def worst_case(self, model: str, input_tokens: int, max_output_tokens: int) -> tuple[int | None, str]:
+        """Pico-dollars that a call of this size can cost at most, and what the hold was made from."""
+        sized = {"input_tokens": input_tokens, "max_output_tokens": max_output_tokens}
+        if self.prices is None:
+            return None, to_detail(**sized)
+        try:
+            cost = self.prices.worst_case(model, input_tokens, max_output_tokens)
+        except PriceUnknown:
+            return None, to_detail(**sized)
+        return pico_of_cost(cost), to_detail(**sized, prices=self.prices.provenance(model))
+
+    def _price_reason(self, model: str) -> str:
+        if self.prices is None:
+            return "this ledger has no price list"
+        try:
+            self.prices.cost(Usage(1, 1), model)
+        except PriceUnknown as error:
+            return error.reason
+        return ""
+
+    # --- proving -----------------------------------------------------------------------------------------------------------
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> Verification:
+        """Replay every event: gapless, chained, and folding to exactly the balances in force.
+
+        Args:
+            progress: called now and then with the events done and the events in all.
+
+        Raises:
+            LedgerCorrupt: with the first event that does not fit.
+        """
+        _, last, head, digest, open_count, _ = self.ask(GetHead(self.new_id()))
+        state = State()
+        for event in self.desk.events(last):
+            if event.seq == state.seq + 1 and chained(state.head, event[:-1]).hash != event.hash:
+                raise LedgerCorrupt(event.seq, "its hash does not continue the chain; it or an event before it was changed")
+            state.apply(event)
+            if progress is not None and (event.seq % 1000 == 0 or event.seq == last):
+                progress(event.seq, last)
+        if (state.seq, state.head) != (last, head):
+            raise LedgerCorrupt(state.seq + 1, f"{last - state.seq} events are missing behind event {state.seq}")
+        if state.digest() != digest:
+            raise LedgerCorrupt(last, "replaying gives other balances than those in force")
+        return Verification(last, head.hex(), digest, open_count)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this object was closed."""
+        return self._closed
+
+    # --- the end -------------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Wait for what was handed in, then let go; raises what no one has read of failed receipts."""
+        if not self._closed:
+            self._closed = True
+            self.desk.close()
+            for receipt in list(self.unread):
+                receipt.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Ledger({self.desk.where!r}{', closed' if self._closed else ''})"
+
+
+def _thresholds(alerts: Sequence[float]) -> tuple[float, ...]:
+    for alert in alerts:
+        if isinstance(alert, bool) or not isinstance(alert, int | float) or not 0 < alert <= 10:  # noqa: PLR2004 - 1000 %
+            raise InvalidValue("alerts", f"{alert!r} is no fraction of a limit, such as 0.8")
+    return tuple(sorted({float(alert) for alert in alerts}))

@@ -1,0 +1,165 @@
+"""Where a ledger lives on disk: its file, the folder beside it, and the paths that are refused.
+
+`spend.duckdb` is the ledger; `spend.duckdb.d/` (mode 0700) holds what its owner needs: the lock, the key of the socket, who
+the owner is, its log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidType, InvalidValue, LedgerBusy, NotALedger
+
+_REMOTE = ("md:", "http://", "https://", "s3://", "gs://", "gcs://", "az://", "hf://")
+_MAGIC = b"DUCK"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The paths of one ledger."""
+
+    file: Path
+
+    @property
+    def folder(self) -> Path:
+        """What belongs to the ledger and is not the ledger."""
+        return self.file.with_name(self.file.name + ".d")
+
+    @property
+    def lock(self) -> Path:
+        """The file that the owner holds an exclusive `flock` on."""
+        return self.folder / "lock"
+
+    @property
+    def owner(self) -> Path:
+        """One JSON line about the owner: pid, host, socket, protocol."""
+        return self.folder / "owner.json"
+
+    @property
+    def key(self) -> Path:
+        """The secret that clients of the keeper prove to know."""
+        return self.folder / "key"
+
+    @property
+    def log(self) -> Path:
+        """What the keeper has to say."""
+        return self.folder / "keeper.log"
+
+    def make_folder(self) -> None:
+        """Make the folder, for this user only.
+
+        Raises:
+            NotALedger: it cannot be made here, or belongs to somebody else.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            status = self.folder.lstat()
+        except OSError as error:
+            raise NotALedger(str(self.file), f"its folder cannot be made ({error.strerror})") from error
+        if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
+            raise NotALedger(str(self.file), f"{self.folder} belongs to somebody else or is no folder")
+        if status.st_mode & 0o077:
+            self.folder.chmod(0o700)
+
+    def read_owner(self) -> dict[str, Any]:
+        """What the owner says of itself; empty where nobody does."""
+        try:
+            told = json.loads(self.owner.read_text())
+        except (OSError, ValueError):
+            return {}
+        return told if isinstance(told, dict) else {}
+
+    def write_owner(self, **told: Any) -> None:
+        """Say who owns the file: in one step, so that nobody reads half of it."""
+        draft = self.folder / f"owner.{os.getpid()}.tmp"
+        draft.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **told}) + "\n")
+        draft.replace(self.owner)
+
+    def busy(self, advice: str) -> LedgerBusy:
+        """The error that names the owner."""
+        told = self.read_owner()
+        host = told.get("host")
+        if host and host != socket.gethostname():
+            advice = "A DuckDB file belongs to one machine at a time; for several machines use a postgresql:// ledger."
+        return LedgerBusy(str(self.file), told.get("pid"), host, advice)
+
+
+def place_of(where: Any) -> Place:
+    """Check a path and find the ledger that it names; two names of one file give one place.
+
+    Raises:
+        InvalidType: neither a string nor a path.
+        InvalidValue: empty, a NUL, a URL that is no path.
+        NotALedger: a directory, a device, a FIFO, a hardlinked file, somebody else's symlink, another kind of file.
+
+    Examples:
+        >>> place_of("/tmp/spend.duckdb").folder.name
+        'spend.duckdb.d'
+    """
+    if not isinstance(where, str | os.PathLike):
+        raise InvalidType("where", f"{where!r} is {type(where).__name__}, not a path")
+    text = os.fspath(where)
+    if not isinstance(text, str):
+        raise InvalidType("where", "is bytes, not a path of text")
+    if not text.strip() or "\0" in text:
+        raise InvalidValue("where", f"{text!r} is no path; write something like 'spend.duckdb'")
+    if text.lower().startswith(_REMOTE) or "://" in text:
+        raise InvalidValue("where", f"{text!r} is no local file; a ledger is a path, ':memory:' or postgresql://…")
+    path = Path(text).expanduser().absolute()
+    if path.is_symlink() and hasattr(os, "getuid") and path.lstat().st_uid not in (os.getuid(), 0):
+        raise NotALedger(str(path), "it is somebody else's symbolic link")
+    place = Place(Path(os.path.realpath(path)))
+    _check_kind(place.file)
+    return place
+
+
+def _check_kind(path: Path) -> None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise NotALedger(str(path), f"the folder {path.parent} does not exist") from None
+        return
+    except OSError as error:
+        raise NotALedger(str(path), error.strerror or str(error)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise NotALedger(str(path), "it is a directory, a device or a pipe")
+    if status.st_nlink > 1:
+        raise NotALedger(str(path), "it has several names (hard links), and each would get a keeper of its own")
+
+
+def check_content(path: Path) -> None:
+    """Look at the first bytes, as the future owner and before DuckDB does: opening must never overwrite something else.
+
+    Raises:
+        NotALedger: empty, or not a DuckDB file.
+    """
+    if path.exists():
+        with path.open("rb") as file:
+            head = file.read(12)
+        if head[8:12] != _MAGIC:
+            raise NotALedger(str(path), "it is empty" if not head else "it is not a DuckDB file")
+
+
+def warn_if_shared(folder: Path) -> None:
+    """Say so where others could replace the ledger's file; with `TOKENBUDGET_STRICT=1` refuse it.
+
+    Raises:
+        NotALedger: others may write to the folder, and strictness was asked for.
+    """
+    if sys.platform == "win32":
+        return
+    mode = folder.stat().st_mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        text = f"others may write to {folder}, and so replace a ledger in it"
+        if os.environ.get("TOKENBUDGET_STRICT"):
+            raise NotALedger(str(folder), text)
+        warnings.warn(text, stacklevel=3)

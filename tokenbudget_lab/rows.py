@@ -1,0 +1,132 @@
+"""Events as rows: the columns of the events table, with their types and units, and the way from one form to the other.
+
+Python rows (for DuckDB's appender) and Arrow batches (for analysis) have the same columns. USD is DECIMAL(38, 12), instants
+are TIMESTAMPs in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from .events import FIELDS, Event
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS: tuple[str, ...] = FIELDS
+USD = ("held_usd", "usd")
+INSTANTS = ("ts", "expires")
+TEXT = ("kind", "command", "budget", "reservation", "key", "basis", "provider", "model", "response_id", "origin", "detail")
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - DuckDB's TIMESTAMP has no zone; by rule it is UTC
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@lru_cache(maxsize=4096)
+def timestamp(us: int) -> datetime:
+    """Unix microseconds as DuckDB's TIMESTAMP, which is UTC without saying so."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+@lru_cache(maxsize=4096)
+def usd(pico: int) -> Decimal:
+    """Pico-dollars as DECIMAL(38, 12)."""
+    return Decimal(pico).scaleb(-12)
+
+
+def to_row(e: Event) -> tuple[Any, ...]:
+    """One event as a row for DuckDB."""
+    return (
+        e[0], timestamp(e[1]), e[2], e[3], e[4], e[5], e[6],
+        [timestamp(start) for start in e[7]],
+        None if e[8] is None else usd(e[8]), e[9],
+        None if e[10] is None else usd(e[10]),
+        *e[11:19],
+        None if e[19] is None else timestamp(e[19]),
+        *e[20:24],
+        dict(e[24]) if e[24] else None,
+        e[25], e[26],
+    )  # fmt: skip
+
+
+def micros(moment: datetime) -> int:
+    """A TIMESTAMP as Unix microseconds."""
+    return (moment.replace(tzinfo=None) - _EPOCH) // _MICROSECOND
+
+
+def pico(amount: Decimal | None) -> int | None:
+    """A DECIMAL(38, 12) as pico-dollars."""
+    return None if amount is None else int(amount.scaleb(12))
+
+
+def from_row(row: Sequence[Any]) -> Event:
+    """A row of DuckDB as the event that it was made from."""
+    r = row
+    tags = r[24].items() if isinstance(r[24], dict) else r[24] or ()
+    return Event(
+        r[0], micros(r[1]), r[2], str(r[3]), r[4], None if r[5] is None else str(r[5]), r[6],
+        tuple(micros(start) for start in r[7]),
+        pico(r[8]), r[9], pico(r[10]), *r[11:19],
+        None if r[19] is None else micros(r[19]), *r[20:24],
+        tuple(sorted(tags)), r[25], bytes(r[26]),
+    )  # fmt: skip
+
+
+def arrow_schema() -> pa.Schema:
+    """The columns with their Arrow types."""
+    import pyarrow as pa
+
+    kinds: dict[str, pa.DataType] = dict.fromkeys(COLUMNS, pa.int64())
+    kinds |= dict.fromkeys(TEXT, pa.string())
+    kinds |= dict.fromkeys(USD, pa.decimal128(38, 12))
+    kinds |= dict.fromkeys(INSTANTS, pa.timestamp("us"))
+    kinds |= {"windows": pa.list_(pa.timestamp("us")), "tags": pa.map_(pa.string(), pa.string()), "hash": pa.binary()}
+    return pa.schema(list(kinds.items()))
+
+
+def to_arrow(events: Iterable[Event], columns: Sequence[str] | None = None, batch_size: int = 50_000) -> pa.RecordBatchReader:
+    """Events as Arrow record batches, for stores that keep them in Python."""
+    import pyarrow as pa
+
+    schema = arrow_schema()
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        chunk: list[tuple[Any, ...]] = []
+        for event in events:
+            chunk.append(to_row(event))
+            if len(chunk) == batch_size:
+                yield _batch(chunk, schema)
+                chunk = []
+        if chunk:
+            yield _batch(chunk, schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _batch(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    arrays = []
+    for field in schema:
+        values = [row[COLUMNS.index(field.name)] for row in rows]
+        if field.name == "tags":
+            values = [None if v is None else list(v.items()) for v in values]
+        arrays.append(pa.array(values, type=field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def from_arrow(reader: pa.RecordBatchReader) -> Iterator[Event]:
+    """Arrow record batches with all columns as the events that they were made from."""
+    for batch in reader:
+        columns = [batch.column(name).to_pylist() for name in COLUMNS]
+        yield from map(from_row, zip(*columns, strict=True))
+
+
+def in_utc(moment: datetime) -> datetime:
+    """A TIMESTAMP with its zone said."""
+    return moment.replace(tzinfo=UTC)

@@ -1,0 +1,359 @@
+"""The fold: what all events together amount to.
+
+`apply` takes one event after another and is the only thing that changes a balance; `verify`, a reopened store and the tests
+use the same fold. Open reservations are all here. Ended ones, and the ids of old commands, are remembered for an hour and
+then looked up in the store when somebody asks (`recall`), so memory stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from hashlib import sha256
+from heapq import heapify, heappush
+
+from .accounts import Node, Totals
+from .errors import LedgerCorrupt
+from .events import GENESIS, Event, from_detail
+from .limits import Cap
+from .usage import Amount
+
+REMEMBER_US = 3_600 * 1_000_000
+REMEMBER_COUNT = 200_000  # about 100 MB
+OPEN, COMMITTED, ROLLED_BACK, RELEASED, COUNTED, RECORDED = (
+    "open",
+    "committed",
+    "rolled_back",
+    "released",
+    "counted",
+    "recorded",
+)
+
+
+class Entry:
+    """One reservation or record, from its hold to what it was counted as."""
+
+    __slots__ = (
+        "counted",
+        "ended_by",
+        "expires",
+        "first",
+        "held",
+        "id",
+        "if_lost",
+        "key",
+        "model",
+        "node",
+        "parts",
+        "provider",
+        "rest",
+        "seq",
+        "slots",
+        "state",
+        "tags",
+        "ts",
+        "used",
+        "windows",
+    )
+
+    def __init__(self, event: Event, node: Node, slots: tuple[Totals, ...]) -> None:
+        self.id: str = event.reservation or ""
+        self.node, self.slots, self.windows = node, slots, event.windows
+        self.seq, self.ts, self.key, self.tags = event.seq, event.ts, event.key, event.tags
+        self.provider, self.model = event.provider, event.model
+        self.expires = event.expires
+        self.held = self.rest = Amount(event.held_usd, event.held_tokens, event.requests)
+        self.if_lost = "count" if event.basis == "unknown" else "release"
+        self.state = OPEN
+        self.used: Amount | None = None  # what is counted for it now
+        self.first: Event | None = None  # the event that ended it, or recorded it
+        self.counted: Amount | None = None  # what an expiry counted
+        self.parts: dict[str, Event] | None = None
+        self.ended_by: str | None = None  # id of the command that ended it
+
+
+def _plus(a: int | None, b: int | None) -> int | None:
+    return b if a is None else a if b is None else a + b
+
+
+class State:
+    """Budgets, balances and reservations, folded from events.
+
+    Examples:
+        >>> State().seq
+        0
+    """
+
+    def __init__(self) -> None:
+        self.seq, self.ts, self.head = 0, 0, GENESIS
+        self.ledger_id: str | None = None
+        self.nodes: dict[str, Node] = {}
+        self.entries: dict[str, Entry] = {}
+        self.keys: dict[tuple[str, str], str] = {}
+        self.done: dict[str, Event] = {}  # commands that ended nothing: limits, extensions, adjustments
+        self.due: list[tuple[int, str]] = []  # a heap of expiries; ended reservations are skipped when met
+        self.open_count = 0
+        self.forgotten_until = 0  # what ended before this instant may have been forgotten
+        self._ended: deque[tuple[int, str]] = deque()
+        self._apply = {
+            "created": self._created,
+            "budget_set": self._budget_set,
+            "closed": self._closed,
+            "reserved": self._reserved,
+            "extended": self._extended,
+            "committed": self._committed,
+            "part_committed": self._part_committed,
+            "rolled_back": self._rolled_back,
+            "expired": self._expired,
+            "recorded": self._recorded,
+            "adjusted": self._adjusted,
+            "refused": self._noted,
+            "alerted": self._alerted,
+        }
+
+    def apply(self, event: Event) -> None:
+        """Take one event.
+
+        Raises:
+            LedgerCorrupt: it cannot follow the events before it.
+        """
+        if event.seq != self.seq + 1:
+            raise LedgerCorrupt(event.seq, f"follows event {self.seq}")
+        if event.ts < self.ts:
+            raise LedgerCorrupt(event.seq, "is older than the event before it")
+        try:
+            self._apply[event.kind](event)
+        except KeyError as missing:
+            raise LedgerCorrupt(event.seq, f"{event.kind} names {missing} which is not there") from None
+        self.seq, self.ts, self.head = event.seq, event.ts, event.hash
+
+    # --- budgets -------------------------------------------------------------------------------------------------------
+
+    def _created(self, event: Event) -> None:
+        self.ledger_id = from_detail(event)["ledger"]
+
+    def _budget_set(self, event: Event) -> None:
+        what = from_detail(event)
+        node = self.nodes.get(event.budget)
+        if node is None:
+            parent = event.budget.rpartition("/")[0]
+            node = Node(event.budget, self.nodes[parent] if parent else None, what["tz"], event.ts)
+            self.nodes[event.budget] = node
+        node.set_caps(tuple(Cap(*cap) for cap in what["caps"]))
+        node.alerts = tuple(what.get("alerts", ()))
+        for other in self.nodes.values():
+            if node in other.path:
+                other.forget()
+        self.done[event.command] = event
+        self._remember(event.ts, event.command)
+
+    def _closed(self, event: Event) -> None:
+        self.nodes[event.budget].closed = True
+
+    def _noted(self, event: Event) -> None:
+        self.nodes[event.budget]  # a refusal changes nothing, but it names a budget that exists
+
+    def _alerted(self, event: Event) -> None:
+        what = from_detail(event)
+        account = self.nodes[event.budget].account(what["window"])
+        if account is None:
+            raise KeyError(what["window"])
+        account.at(what["start"]).alerted.add((what["resource"], what["limit"], what["threshold"]))
+
+    # --- reservations ----------------------------------------------------------------------------------------------------
+
+    def _reserved(self, event: Event) -> None:
+        entry = self._enter(event)
+        usd, tokens, requests = event.held_usd or 0, event.held_tokens or 0, event.requests or 0
+        for t in entry.slots:
+            t.reserved_usd += usd
+            t.reserved_tokens += tokens
+            t.reserved_requests += requests
+            t.open_count += 1
+        self.open_count += 1
+        if event.expires is not None:
+            heappush(self.due, (event.expires, entry.id))
+            if len(self.due) > 2 * self.open_count + 10_000:
+                self.due = [(e.expires, e.id) for e in self.entries.values() if e.state == OPEN and e.expires is not None]
+                heapify(self.due)
+
+    def _extended(self, event: Event) -> None:
+        entry = self._open(event)
+        entry.expires = event.expires
+        heappush(self.due, (event.expires or 0, entry.id))
+        self.done[event.command] = event
+        self._remember(event.ts, event.command)
+
+    def _committed(self, event: Event) -> None:
+        entry = self.entries[event.reservation or ""]
+        if entry.state == OPEN:
+            self._release(entry)
+        elif entry.state == COUNTED:
+            self._count(entry, entry.counted or Amount(), -1)
+        elif entry.state != RELEASED:
+            raise LedgerCorrupt(event.seq, f"commits a reservation that is {entry.state}")
+        self._count(entry, Amount(event.usd, event.tokens, event.requests), 1)
+        self._end(entry, COMMITTED, event)
+
+    def _part_committed(self, event: Event) -> None:
+        entry = self._open(event)
+        before = entry.rest
+        self._part(entry, event)
+        for t in entry.slots:
+            t.reserved_usd -= (before.usd or 0) - (entry.rest.usd or 0)
+            t.reserved_tokens -= (before.tokens or 0) - (entry.rest.tokens or 0)
+            t.reserved_requests -= (before.requests or 0) - (entry.rest.requests or 0)
+        self._count(entry, Amount(event.usd, event.tokens, event.requests), 1)
+
+    def _rolled_back(self, event: Event) -> None:
+        entry = self._open(event)
+        self._release(entry)
+        self._end(entry, ROLLED_BACK, event)
+
+    def _expired(self, event: Event) -> None:
+        entry = self._open(event)
+        self._release(entry)
+        if entry.if_lost == "count":
+            self._count(entry, entry.rest, 1)
+        self._end(entry, COUNTED if entry.if_lost == "count" else RELEASED, event)
+
+    def _recorded(self, event: Event) -> None:
+        entry = self._enter(event)
+        self._count(entry, Amount(event.usd, event.tokens, event.requests), 1)
+        self._end(entry, RECORDED, event)
+
+    def _adjusted(self, event: Event) -> None:
+        entry = self.entries[event.reservation or ""]
+        if entry.used is None:
+            raise LedgerCorrupt(event.seq, f"adjusts a reservation that is {entry.state}")
+        self._count(entry, entry.used, -1)
+        self._count(entry, Amount(event.usd, event.tokens, event.requests), 1)
+        self._adjust(entry, event)
+
+    def _enter(self, event: Event) -> Entry:
+        node = self.nodes[event.budget]
+        if event.reservation in self.entries:
+            raise LedgerCorrupt(event.seq, f"enters {event.reservation} a second time")
+        entry = Entry(event, node, node.slots(event.windows))
+        self.entries[entry.id] = entry
+        if event.key is not None:
+            self.keys[event.budget, event.key] = entry.id
+        return entry
+
+    def _open(self, event: Event) -> Entry:
+        entry = self.entries[event.reservation or ""]
+        if entry.state != OPEN:
+            raise LedgerCorrupt(event.seq, f"{event.kind}, but the reservation is {entry.state}")
+        return entry
+
+    def _release(self, entry: Entry) -> None:
+        usd, tokens, requests = entry.rest
+        usd, tokens, requests = usd or 0, tokens or 0, requests or 0
+        for t in entry.slots:
+            t.reserved_usd -= usd
+            t.reserved_tokens -= tokens
+            t.reserved_requests -= requests
+            t.open_count -= 1
+        self.open_count -= 1
+
+    @staticmethod
+    def _count(entry: Entry, used: Amount, sign: int) -> None:
+        usd, tokens, requests = used
+        unpriced = sign if usd is None else 0
+        usd, tokens, requests = (usd or 0) * sign, (tokens or 0) * sign, (requests or 0) * sign
+        for t in entry.slots:
+            t.committed_usd += usd
+            t.committed_tokens += tokens
+            t.committed_requests += requests
+            t.unpriced_count += unpriced
+
+    # --- what an entry remembers: the part of the fold that `recall` repeats ------------------------------------------------
+
+    def _end(self, entry: Entry, state: str, event: Event) -> None:
+        self._mark(entry, state, event)
+        self._remember(event.ts, entry.id)
+
+    @staticmethod
+    def _mark(entry: Entry, state: str, event: Event) -> None:
+        before = entry.used if entry.parts else None
+        entry.state, entry.first, entry.ended_by = state, event, event.command
+        if state in (COMMITTED, RECORDED):
+            used: Amount | None = Amount(event.usd, event.tokens, event.requests)
+        else:
+            used = entry.rest if state == COUNTED else None
+        entry.counted = used if state == COUNTED else None
+        if before is not None and used is not None:
+            used = Amount(*(_plus(a, b) for a, b in zip(before, used, strict=True)))
+        entry.used = used if used is not None else before
+
+    @staticmethod
+    def _part(entry: Entry, event: Event) -> None:
+        entry.parts = entry.parts or {}
+        entry.parts[event.key or ""] = event
+        used = Amount(event.usd, event.tokens, event.requests)
+        rest = (None if have is None else have - min(have, take or 0) for have, take in zip(entry.rest, used, strict=True))
+        entry.rest = Amount(*rest)
+        entry.used = used if entry.used is None else Amount(*(_plus(a, b) for a, b in zip(entry.used, used, strict=True)))
+
+    def _adjust(self, entry: Entry, event: Event) -> None:
+        entry.used = Amount(event.usd, event.tokens, event.requests)
+        self.done[event.command] = event
+        self._remember(event.ts, event.command)
+
+    def _remember(self, ts: int, id: str) -> None:  # noqa: A002 - ids of entries and commands alike
+        self._ended.append((ts, id))
+        while self._ended and (self._ended[0][0] < ts - REMEMBER_US or len(self._ended) > REMEMBER_COUNT):
+            old, gone = self._ended.popleft()
+            self.done.pop(gone, None)
+            entry = self.entries.get(gone)
+            if entry is not None and entry.state != OPEN:
+                del self.entries[gone]
+                if entry.key is not None:
+                    self.keys.pop((entry.node.name, entry.key), None)
+            self.forgotten_until = max(self.forgotten_until, old)
+
+    def recall(self, events: Iterable[Event]) -> None:
+        """Remember entries and commands again that were forgotten; balances do not change.
+
+        Args:
+            events: all events of each entry, in order of `seq`.
+        """
+        recalled: dict[str | None, Entry] = {}
+        for event in events:
+            if event.kind in ("budget_set", "extended", "adjusted") and event.command not in self.done:
+                self.done[event.command] = event
+                self._ended.append((self.ts, event.command))
+            if event.kind in ("reserved", "recorded") and event.reservation not in self.entries:
+                recalled[event.reservation] = self._enter(event)
+                self._ended.append((self.ts, event.reservation or ""))
+            if event.reservation in recalled:
+                self._retrace(recalled[event.reservation], event)
+
+    def _retrace(self, entry: Entry, event: Event) -> None:
+        if event.kind == "committed":
+            self._mark(entry, COMMITTED, event)
+        elif event.kind == "rolled_back":
+            self._mark(entry, ROLLED_BACK, event)
+        elif event.kind == "recorded":
+            self._mark(entry, RECORDED, event)
+        elif event.kind == "expired":
+            self._mark(entry, COUNTED if entry.if_lost == "count" else RELEASED, event)
+        elif event.kind == "adjusted":
+            entry.used = Amount(event.usd, event.tokens, event.requests)
+        elif event.kind == "part_committed":
+            self._part(entry, event)
+
+    def digest(self) -> str:
+        """A fingerprint of every balance: equal after every replay of the same events.
+
+        Returns:
+            SHA-256 in hex.
+        """
+        lines = [
+            f"{name}|{account.cap!r}|{start}|{totals.numbers()}|{sorted(totals.alerted)}"
+            for name, node in sorted(self.nodes.items())
+            for account in node.accounts
+            for start, totals in sorted(account.by_start.items())
+            if any(totals.numbers()) or totals.alerted
+        ]
+        return sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

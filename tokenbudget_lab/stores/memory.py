@@ -1,0 +1,48 @@
+"""Events in this process's memory: for tests and examples, gone with the process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from ..events import Event
+from ..rows import to_arrow
+
+
+class MemoryStore:
+    """A list of events.
+
+    Examples:
+        >>> MemoryStore().where
+        ':memory:'
+    """
+
+    where = ":memory:"
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def load(self, after: int = 0) -> Iterator[Event]:
+        """All events with a larger `seq`, in order."""
+        return islice(self._events, after, None)
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Keep these events."""
+        self._events.extend(events)
+
+    def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
+        """All events of these entries and commands, in order."""
+        wanted, named = set(ids), set(keys)
+        entries = {e.reservation for e in self._events if e.command in wanted or (e.key is not None and (e.budget, e.key) in named)}
+        return [e for e in self._events if e.command in wanted or (e.reservation and e.reservation in wanted | entries)]
+
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+        """The events as a `pyarrow.RecordBatchReader`."""
+        return to_arrow(self._events[:upto], columns)
+
+    def reopen(self) -> None:
+        """Memory forgets nothing while it lasts."""
+
+    def close(self) -> None:
+        """Nothing is held open; the events stay readable for whoever passed the store in."""

@@ -1,0 +1,436 @@
+"""One thread that decides, so there is no race to lose.
+
+The writer takes every command that waits, decides them one after another, appends all their events in one durable
+transaction, and only then answers, reads included: a thousand callers share one sync to disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
+from typing import Any, Protocol
+
+from .commands import Cancel, Command, Reserve, Rollback
+from .decide import Answer, Decisions
+from .errors import BudgetExceeded, LedgerClosed, LedgerForked, LedgerUnavailable, StoreFailed, TokenBudgetError
+from .events import Event
+from .ids import new_id
+from .state import State
+from .store import Store
+
+
+class Ticket:
+    """One command on its way, and its answer when it is there."""
+
+    __slots__ = ("abandoned", "answer", "box", "command", "desk", "error", "future", "settled", "wakers")
+
+    def __init__(self, command: Command, box: Box, future: asyncio.Future[None] | None = None) -> None:
+        self.command, self.box, self.future = command, box, future
+        self.desk: Desk | None = None
+        self.answer: Answer = ()
+        self.error: BaseException | None = None
+        self.settled = self.abandoned = False
+        self.wakers: deque[Callable[[], None]] = deque()
+
+    def settle(self) -> None:
+        """The answer is there: wake whoever waits, or give back what nobody waits for any more."""
+        self.settled = True
+        while self.wakers:
+            self.wakers.popleft()()
+        if self.abandoned:
+            self._undo()
+
+    def wake(self, waker: Callable[[], None]) -> None:
+        """Call `waker` when the answer is there, at once if it is."""
+        self.wakers.append(waker)
+        if self.settled:
+            with contextlib.suppress(IndexError):  # the writer may have called it in between
+                self.wakers.popleft()()
+
+    def abandon(self) -> None:
+        """Nobody waits for this any more: a grant that is there, or still comes, is given back."""
+        self.abandoned = True
+        if self.settled:
+            self._undo()
+        elif self.desk is not None and isinstance(self.command, Reserve) and self.command.wait:
+            self.desk.submit(Ticket(Cancel(new_id(), self.command.id), self.box))
+
+    def _undo(self) -> None:
+        if isinstance(self.command, Reserve) and self.error is None and self.desk is not None:
+            with contextlib.suppress(LedgerUnavailable):  # then its expiry ends it
+                self.desk.submit(Ticket(Rollback(new_id(), self.answer[0]), self.box))
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block this thread until the answer is there.
+
+        Returns:
+            Whether it came in time.
+        """
+        if self.settled:
+            return True
+        lock = threading.Lock()
+        lock.acquire()
+        self.wake(lambda: lock.release() if lock.locked() else None)
+        return lock.acquire(timeout=-1 if timeout_s is None else timeout_s)
+
+    def outcome(self) -> Answer:
+        """The answer, or the error raised."""
+        if self.error is not None:
+            raise self.error
+        return self.answer
+
+
+class Box(Protocol):
+    """Where answers go; `origin` says for whom, as JSON."""
+
+    origin: str | None
+
+    def deliver(self, tickets: list[Ticket]) -> None:
+        """Hand over answers; called by the writer's thread, must not block."""
+        ...
+
+
+class DirectBox:
+    """Answers for threads: each is woken by its ticket."""
+
+    def __init__(self, origin: str | None) -> None:
+        self.origin = origin
+
+    def deliver(self, tickets: list[Ticket]) -> None:
+        """Wake each."""
+        for ticket in tickets:
+            ticket.settle()
+
+
+class LoopBox:
+    """Answers for one event loop: one wake-up for all of a batch."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, origin: str | None) -> None:
+        self.loop, self.origin = loop, origin
+
+    def deliver(self, tickets: list[Ticket]) -> None:
+        """Wake the loop once; if it is gone, nobody waits any more."""
+        for ticket in tickets:
+            ticket.settle()
+        try:
+            self.loop.call_soon_threadsafe(self._set, tickets)
+        except RuntimeError:
+            for ticket in tickets:
+                ticket.abandon()
+
+    @staticmethod
+    def _set(tickets: list[Ticket]) -> None:
+        for ticket in tickets:
+            future = ticket.future
+            if future is not None and not future.done():
+                future.set_result(None)
+
+
+class Desk(Protocol):
+    """Takes commands and answers them: the writer itself, or the link to a keeper."""
+
+    where: str
+    origin: str | None
+
+    def submit(self, ticket: Ticket) -> None:
+        """Hand in one command; the answer comes through the ticket's box.
+
+        Raises:
+            LedgerUnavailable: closed, forked, or broken.
+        """
+        ...
+
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+        """The events as a `pyarrow.RecordBatchReader`."""
+        ...
+
+    def events(self, upto: int) -> Iterator[Event]:
+        """The events up to a `seq`, in order."""
+        ...
+
+    def close(self) -> None:
+        """Answer what was handed in, then let go."""
+        ...
+
+
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+class Writer:
+    """Decides and appends, in a thread of its own, for a store that nobody else writes to.
+
+    Args:
+        store: where the events are kept.
+        clock_ns: Unix nanoseconds.
+        ids: where ids come from.
+        origin: JSON about this process, for commands that come from it.
+
+    Raises:
+        LedgerUnavailable: the store cannot be read.
+        LedgerCorrupt: its events do not fit together.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock_ns: Callable[[], int] = time.time_ns,
+        ids: Callable[[], str] = new_id,
+        origin: str | None = None,
+    ) -> None:
+        self.store, self.clock_ns, self.ids, self.origin = store, clock_ns, ids, origin
+        self.where = store.where
+        self._queue: deque[Ticket] = deque()
+        self._idle, self._wake = False, threading.Event()
+        self._closing = self._forked = self._gone = False
+        self._pid = os.getpid()
+        self._waiters: dict[str, tuple[Ticket, int, BudgetExceeded]] = {}  # by command id, in order of arrival
+        self._alarms: list[int] = []  # a heap of instants at which waiters must be looked at
+        self._rebuild()
+        if self.decisions.state.seq == 0:
+            self.decisions.create(ids(), clock_ns() // 1000, origin)
+            store.append(self._take_events())
+        self._thread = threading.Thread(target=self._run, name=f"tokenbudget writer {self.where}", daemon=True)
+        self._thread.start()
+        _writers.add(self)
+
+    def _rebuild(self) -> None:
+        state = State()
+        for event in self.store.load():
+            state.apply(event)
+        self.decisions = Decisions(state, self.ids)
+        self._broken = False
+
+    def submit(self, ticket: Ticket) -> None:
+        """Hand in one command."""
+        if self._closing or self._forked:
+            self._check_open()
+        ticket.desk = self
+        self._queue.append(ticket)
+        if self._idle:
+            self._wake.set()
+        if self._gone:  # the thread ended in between
+            self._turn_away()
+
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+        """The events as a `pyarrow.RecordBatchReader`."""
+        self._check_open()
+        return self.store.arrow(columns, upto)
+
+    def events(self, upto: int) -> Iterator[Event]:
+        """The events up to a `seq`, in order."""
+        self._check_open()
+        return takewhile(lambda event: event.seq <= upto, self.store.load())
+
+    def _check_open(self) -> None:
+        if self._closing or self._forked:
+            raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
+
+    def drop(self, box: Box) -> None:
+        """Forget the waiters of a box that is gone."""
+        for id, (ticket, _, _) in list(self._waiters.items()):  # noqa: A001 - a command's id
+            if ticket.box is box:
+                self._waiters.pop(id, None)
+
+    def close(self) -> None:
+        """Answer all that was handed in, then close the store."""
+        if self._forked or self._closing:
+            return
+        self._closing = True
+        self._wake.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def forked(self) -> None:
+        """This is a forked child now: the thread is gone, and the store belongs to the parent."""
+        self._forked = True
+
+    # --- the thread ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            batch = self._take()
+            if not batch and self._closing:
+                break
+            self._work(batch)
+        self._finish()
+
+    def _take(self) -> list[Ticket]:
+        if not self._queue:
+            self._idle = True
+            self._wake.clear()
+            # Looked at again after `idle` was said: whoever came before that has not set the event.
+            if not self._queue and not self._closing:
+                self._wake.wait(self._until_alarm_s())
+            self._idle = False
+        batch: list[Ticket] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                batch.append(self._queue.popleft())
+        return batch
+
+    def _until_alarm_s(self) -> float | None:
+        due = self.decisions.state.due
+        entries = self.decisions.state.entries
+        while due and (due[0][1] not in entries or entries[due[0][1]].state != "open"):
+            heapq.heappop(due)
+        alarms = [due[0][0]] if due else []
+        alarms += self._alarms[:1]
+        if not alarms:
+            return None
+        return min(max((min(alarms) - self.clock_ns() // 1000) / 1e6, 0.001), 3600.0)
+
+    def _work(self, batch: list[Ticket]) -> None:
+        ts = self.clock_ns() // 1000
+        answered: list[Ticket] = []
+        try:
+            if self._broken:
+                self.store.reopen()
+                self._rebuild()
+            self._recall(batch)
+            self.decisions.expire(max(ts, self.decisions.state.ts))
+            for ticket in batch:
+                if self._answer(ticket, ts):
+                    answered.append(ticket)
+            answered += self._admit_waiters(ts)
+            self.decisions.flush_refusals(ts)
+            events = self._take_events()
+            if events:
+                self.store.append(events)
+        except Exception as error:  # noqa: BLE001 - whatever it is, no caller may be left without an answer
+            answered = self._failed(batch, answered, error)
+        self._deliver(answered)
+
+    def _answer(self, ticket: Ticket, ts: int) -> bool:
+        """Decide one command; whether it is answered now, or waits in line."""
+        command = ticket.command
+        if type(command) is Cancel:
+            self._waiters.pop(command.target, None)
+        try:
+            ticket.answer = self.decisions.decide(command, ts, ticket.box.origin)
+        except BudgetExceeded as error:
+            if isinstance(command, Reserve) and command.wait and self.decisions.could_fit_later(command, ts):
+                self._wait_in_line(ticket, command, ts, error)
+                return False
+            ticket.error = error
+        except TokenBudgetError as error:
+            ticket.error = error
+        return True
+
+    def _wait_in_line(self, ticket: Ticket, command: Reserve, ts: int, error: BudgetExceeded) -> None:
+        before = self._waiters.get(command.id)
+        deadline = before[1] if before else ts + command.wait
+        self._waiters[command.id] = (ticket, deadline, error)
+        heapq.heappush(self._alarms, deadline)
+        heapq.heappush(self._alarms, self.decisions.state.nodes[command.budget].window_end())
+
+    def _admit_waiters(self, ts: int) -> list[Ticket]:
+        """Grant those that fit now, in order of arrival; tell those whose time is over."""
+        alarmed = bool(self._alarms) and self._alarms[0] <= ts
+        if not self._waiters:
+            self._alarms.clear()
+            self.decisions.freed = False
+            return []
+        if not (self.decisions.freed or alarmed):
+            return []
+        while self._alarms and self._alarms[0] <= ts:
+            heapq.heappop(self._alarms)
+        self.decisions.freed = False
+        answered: list[Ticket] = []
+        refused: set[tuple[Any, ...]] = set()  # what did not fit will not fit for the next one of the same size
+        for id, (ticket, deadline, error) in list(self._waiters.items()):  # noqa: A001 - a command's id
+            command = ticket.command
+            assert isinstance(command, Reserve)  # noqa: S101 - only reserves wait; tells the type checker
+            size = (command.budget, command.usd, command.tokens, command.requests)
+            if size not in refused:
+                if self._answer(ticket, ts):
+                    del self._waiters[id]
+                    answered.append(ticket)
+                    continue
+                refused.add(size)
+            if deadline <= ts:
+                del self._waiters[id]
+                self.decisions.refuse(command, ts, ticket.box.origin, error)
+                ticket.error = error
+                answered.append(ticket)
+        return answered
+
+    def _recall(self, batch: Iterable[Ticket]) -> None:
+        """Look up in the store what was forgotten, once for all commands of a batch."""
+        if not self.decisions.state.forgotten_until:
+            return
+        ids: list[str] = []
+        keys: list[tuple[str, str]] = []
+        for ticket in batch:
+            more_ids, more_keys = self.decisions.unknown_ids(ticket.command)
+            ids += more_ids
+            keys += more_keys
+        if ids or keys:
+            self.decisions.state.recall(self.store.find(ids, keys))
+
+    def _take_events(self) -> list[Event]:
+        events, self.decisions.events = self.decisions.events, []
+        return events
+
+    def _failed(self, batch: list[Ticket], answered: list[Ticket], error: Exception) -> list[Ticket]:
+        """Nothing of this batch is acknowledged but what the store, asked again, turns out to have kept."""
+        told = error if isinstance(error, LedgerUnavailable) else StoreFailed(f"{type(error).__name__}: {error}")
+        asked = list({id(t): t for t in (*batch, *answered)}.values())
+        try:
+            self.store.reopen()
+            self._rebuild()
+        except Exception:  # noqa: BLE001 - tried again with the next batch; until then every caller gets the error
+            self._broken = True
+        for ticket in asked:
+            self._waiters.pop(ticket.command.id, None)
+            ticket.answer, ticket.error = (), told
+            if not self._broken and self.decisions.knows(ticket.command):
+                ticket.error = None
+                self._answer(ticket, self.decisions.state.ts)
+        return asked
+
+    def _deliver(self, answered: list[Ticket]) -> None:
+        boxes: dict[Box, list[Ticket]] = {}
+        for ticket in answered:
+            boxes.setdefault(ticket.box, []).append(ticket)
+        for box, tickets in boxes.items():
+            box.deliver(tickets)
+
+    def _finish(self) -> None:
+        for ticket, _, _ in self._waiters.values():
+            ticket.error = LedgerClosed(self.where)
+        self._deliver([ticket for ticket, _, _ in self._waiters.values()])
+        with contextlib.suppress(LedgerUnavailable):  # refusals that were only counted; no caller waits for them
+            self.decisions.flush_refusals(self.clock_ns() // 1000, now=True)
+            events = self._take_events()
+            if events and not self._broken:
+                self.store.append(events)
+        self.store.close()
+        self._gone = True
+        self._turn_away()
+
+    def _turn_away(self) -> None:
+        late = []
+        with contextlib.suppress(IndexError):
+            while True:
+                late.append(self._queue.popleft())
+        for ticket in late:
+            ticket.error = LedgerClosed(self.where)
+        self._deliver(late)
+
+
+def _after_fork_in_child() -> None:
+    for writer in list(_writers):
+        writer.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
