@@ -156,9 +156,9 @@ def connect(
         from .stores.duckdb import DuckDBStore
 
         return Ledger(store=DuckDBStore(place), prices=prices, timeout=timeout)
-    from .keeper import link
+    from .link import Link
 
-    return Ledger(desk=link(place), prices=prices, timeout=timeout)
+    return Ledger(desk=Link(place), prices=prices, timeout=timeout)
 
 
 def default_path() -> str | Path:

@@ -58,9 +58,9 @@ def demo_study() -> list[DemoItem]:
         >>> sorted({item.condition for item in demo_study()})
         ['chain-of-thought', 'few-shot', 'zero-shot']
     """
-    here = Path(__file__).parent
+    here, name = Path(__file__).parent, Path("data", "demo_study.csv")
     # In a wheel the data lie inside the package, in a checkout beside it.
-    path = next(folder / "data" / "demo_study.csv" for folder in (here, here.parent) if (folder / "data").is_dir())
+    path = here / name if (here / name).is_file() else here.parent / name
     with path.open(encoding="utf-8", newline="") as file:
         _, *rows = csv.reader(file)
     return [DemoItem(item, condition, model, prompt, int(tokens)) for item, condition, model, prompt, tokens in rows]

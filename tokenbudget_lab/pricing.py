@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Context, Decimal, localcontext
 from functools import cache
@@ -67,6 +67,15 @@ class Tariff:
         return self.rates[bisect_left(self.starts, input_tokens)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Catalogue:
+    """What was read from one state of the catalogue."""
+
+    snapshot: Any
+    tariffs: dict[Any, Tariff] = field(default_factory=dict)
+    misses: dict[str, str] = field(default_factory=dict)
+
+
 class Prices:
     """The catalogue's prices and those set by hand; safe to share between threads.
 
@@ -77,7 +86,7 @@ class Prices:
 
     def __init__(self) -> None:
         self._by_hand: dict[str, Tariff] = {}
-        self._read: tuple[Any, dict[Any, Tariff]] = (None, {})
+        self._catalogue = _Catalogue(None)
 
     def cost(
         self, usage: Usage, model: str, *, at: datetime | None = None, context: Mapping[str, str] | None = None
@@ -194,15 +203,15 @@ class Prices:
         """
         if _name(model) in self._by_hand:
             return "set by hand"
-        snapshot = _snapshot()
-        _found(snapshot, model)
+        snapshot = self._current().snapshot
+        self._find(model)
         updated = f", updated {snapshot.timestamp.astimezone(UTC):%Y-%m-%d}" if snapshot.from_auto_update else ""
         return f"genai-prices {_version()}{updated}"
 
     def provider(self, model: str) -> str | None:
         """Who sells the model according to the catalogue: `anthropic`, `openai`, …; `None` where it does not know."""
         try:
-            return str(_found(_snapshot(), model)[0].id)
+            return str(self._find(model)[0].id)
         except PriceUnknown:
             return None
 
@@ -212,18 +221,31 @@ class Prices:
             if context:
                 raise PriceUnknown(model, f"set by hand, without a price for {_told(context)}")
             return by_hand
-        snapshot = _snapshot()
-        if self._read[0] is not snapshot:  # genai-prices can replace its prices while we run
-            self._read = (snapshot, {})
-        known = self._read[1]
+        tariffs = self._current().tariffs
         key = (model, at.date(), frozenset(context.items()) if context else None)
-        if (tariff := known.get(key)) is None:
-            provider, info = _found(snapshot, model)
+        if (tariff := tariffs.get(key)) is None:
+            provider, info = self._find(model)
             with localcontext(_EXACT):
                 tariff = _tariff_of(model, provider, info, at, context or {})
             if not _depends_on_hour(info):
-                known[key] = tariff
+                tariffs[key] = tariff
         return tariff
+
+    def _current(self) -> _Catalogue:
+        snapshot, catalogue = _get_snapshot()(), self._catalogue
+        if catalogue.snapshot is not snapshot:  # genai-prices can replace its prices while we run
+            self._catalogue = catalogue = _Catalogue(snapshot)
+        return catalogue
+
+    def _find(self, model: str) -> tuple[Provider, ModelInfo]:
+        catalogue, name = self._current(), _name(model)
+        if (reason := catalogue.misses.get(name)) is None:
+            try:
+                found: tuple[Provider, ModelInfo] = catalogue.snapshot.find_provider_model(name, None, None, None)
+                return found
+            except LookupError as unknown:  # kept, because each search goes through the whole catalogue
+                reason = catalogue.misses[name] = str(unknown)
+        raise PriceUnknown(model, reason)
 
 
 def cost(usage: Any, *, model: str, at: datetime | None = None, context: Mapping[str, str] | None = None) -> Decimal:
@@ -252,10 +274,6 @@ def _get_snapshot() -> Callable[[], DataSnapshot]:
     return get_snapshot
 
 
-def _snapshot() -> DataSnapshot:
-    return _get_snapshot()()
-
-
 @cache
 def _version() -> str:
     from importlib.metadata import version
@@ -277,13 +295,6 @@ def _aware(at: datetime | None) -> datetime:
     if at.utcoffset() is None:
         raise InvalidValue("at", f"{at} has no time zone; use datetime.now(timezone.utc) or .astimezone()")
     return at.astimezone(UTC)
-
-
-def _found(snapshot: DataSnapshot, model: str) -> tuple[Provider, ModelInfo]:
-    try:
-        return snapshot.find_provider_model(_name(model), None, None, None)
-    except LookupError as unknown:
-        raise PriceUnknown(model, str(unknown)) from None
 
 
 def _tariff_of(model: str, provider: Provider, info: ModelInfo, at: datetime, context: Mapping[str, str]) -> Tariff:
@@ -354,7 +365,7 @@ def _check_context(model: str, provider: Provider, info: ModelInfo, at: datetime
     active = [v.when for v in info.price_variants or () if own and (v.constraint is None or v.constraint.active(at))]
     met = {item for when in active if when.items() <= context.items() for item in when.items()}
     if missing := dict(context.items() - met):
-        raise PriceUnknown(model, f"no price for {_told(missing)} on {at:%Y-%m-%d}")
+        raise PriceUnknown(model, f"none for {_told(missing)} on {at:%Y-%m-%d}")
 
 
 def _depends_on_hour(info: ModelInfo) -> bool:

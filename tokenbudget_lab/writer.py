@@ -92,6 +92,8 @@ class Box(Protocol):
     """Where answers go; `origin` says for whom, as JSON."""
 
     origin: str | None
+    closed: bool
+    """Nobody waits here any more: its waiters leave the line."""
 
     def deliver(self, tickets: list[Ticket]) -> None:
         """Hand over answers; called by the writer's thread, must not block."""
@@ -100,6 +102,8 @@ class Box(Protocol):
 
 class DirectBox:
     """Answers for threads: each is woken by its ticket."""
+
+    closed = False
 
     def __init__(self, origin: str | None) -> None:
         self.origin = origin
@@ -112,6 +116,8 @@ class DirectBox:
 
 class LoopBox:
     """Answers for one event loop: one wake-up for all of a batch."""
+
+    closed = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop, origin: str | None) -> None:
         self.loop, self.origin = loop, origin
@@ -234,11 +240,17 @@ class Writer:
         if self._closing or self._forked:
             raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
 
-    def drop(self, box: Box) -> None:
-        """Forget the waiters of a box that is gone."""
-        for id, (ticket, _, _) in list(self._waiters.items()):  # noqa: A001 - a command's id
-            if ticket.box is box:
-                self._waiters.pop(id, None)
+    def submit_all(self, tickets: Sequence[Ticket]) -> None:
+        """Hand in commands that came together."""
+        if self._closing or self._forked:
+            self._check_open()
+        for ticket in tickets:
+            ticket.desk = self
+        self._queue.extend(tickets)
+        if self._idle:
+            self._wake.set()
+        if self._gone:
+            self._turn_away()
 
     def close(self) -> None:
         """Answer all that was handed in, then close the store."""
@@ -349,6 +361,9 @@ class Writer:
         for id, (ticket, deadline, error) in list(self._waiters.items()):  # noqa: A001 - a command's id
             command = ticket.command
             assert isinstance(command, Reserve)  # noqa: S101 - only reserves wait; tells the type checker
+            if ticket.box.closed:
+                del self._waiters[id]
+                continue
             size = (command.budget, command.usd, command.tokens, command.requests)
             if size not in refused:
                 if self._answer(ticket, ts):

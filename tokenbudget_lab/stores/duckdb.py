@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import LedgerForked, NotALedger, StoreFailed, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
@@ -38,7 +38,7 @@ class DuckDBStore:
 
     Args:
         place: where it lives.
-        advice: what to tell somebody who comes while another process owns it.
+        role: what this process is: `embedded`, or the `keeper`.
 
     Raises:
         LedgerBusy: another process owns the file.
@@ -46,14 +46,15 @@ class DuckDBStore:
         VersionMismatch: a newer package made it.
     """
 
-    def __init__(self, place: Place, *, advice: str = "Close it there, or connect without embedded=True.") -> None:
+    def __init__(self, place: Place, *, role: Literal["embedded", "keeper"] = "embedded") -> None:
         self.place, self.where = place, str(place.file)
         self._pid = os.getpid()
         self._reading = threading.Lock()
         place.make_folder()
         warn_if_shared(place.file.parent)
-        self._lock = self._acquire(advice)
+        self._lock = self._acquire()
         try:
+            place.write_owner(role=role)
             check_content(place.file)
             self._open()
         except BaseException:
@@ -61,7 +62,7 @@ class DuckDBStore:
             raise
         _open_stores.add(self)
 
-    def _acquire(self, advice: str) -> BaseFileLock:
+    def _acquire(self) -> BaseFileLock:
         import filelock
 
         lock = filelock.FileLock(
@@ -70,7 +71,7 @@ class DuckDBStore:
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise self.place.busy(advice) from None
+            raise self.place.busy("Close it there, or connect without embedded=True.") from None
         except OSError as error:
             raise NotALedger(self.where, f"its lock cannot be taken ({error})") from error
         return lock

@@ -1,0 +1,419 @@
+"""Being a keeper's client: find it, start it when there is none, send again what it did not answer.
+
+Every command carries an id and is decided once, however often it is sent; that is what makes a killed keeper, a lost answer
+and a cut connection harmless.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import Any
+
+from .commands import Reserve, Rollback
+from .errors import InvalidValue, KeeperUnreachable, LedgerClosed, LedgerForked, TokenBudgetError
+from .events import Event
+from .ids import new_id
+from .keeper import read_key
+from .origin import origin
+from .place import Place
+from .rows import from_arrow
+from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_from_wire, pack, to_wire, unpack
+from .writer import Box, Ticket
+
+CONNECT_S = 20.0
+ANSWER_S = 30.0
+EMBEDDED_S = 2.0  # how long an owner may look like one without a socket before it is taken for that
+AT_ONCE = 2_000  # commands in one message
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+class Link:
+    """Hands commands to a ledger's keeper and brings its answers back.
+
+    Args:
+        place: where the ledger lives.
+
+    Raises:
+        KeeperUnreachable: none answers and none can be started.
+        LedgerBusy: another process owns the file without a keeper.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.where, self.origin = place, str(place.file), origin()
+        self._pid = os.getpid()
+        self._numbers = 0
+        self._pending: dict[int, Ticket] = {}
+        self._sent_at: dict[int, float] = {}
+        self._late: dict[int, Ticket] = {}
+        self._outbox: deque[tuple[int, Ticket]] = deque()
+        self._lock = threading.Lock()
+        self._wake, self._needed = threading.Event(), threading.Event()
+        self._closing = self._forked = False
+        self._connection: Connection | None = connect(place, "commands")
+        self._threads = [
+            threading.Thread(target=self._receive, name=f"tokenbudget answers {self.where}", daemon=True),
+            threading.Thread(target=self._send, name=f"tokenbudget commands {self.where}", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        _links.add(self)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Hand in one command."""
+        if self._closing or self._forked:
+            raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
+        ticket.desk = self
+        with self._lock:
+            self._numbers += 1
+            number = self._numbers
+            self._pending[number] = ticket
+        self._outbox.append((number, ticket))
+        self._wake.set()
+        if self._connection is None:
+            self._needed.set()
+
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+        """The events as a `pyarrow.RecordBatchReader`, over a connection of its own."""
+        import pyarrow as pa
+
+        if self._closing or self._forked:
+            raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
+        connection = connect(self.place, "rows")
+        connection.send_bytes(pack((None if columns is None else tuple(columns), upto)))
+        return pa.ipc.open_stream(pa.PythonFile(_FromConnection(connection), mode="r"))
+
+    def events(self, upto: int) -> Iterator[Event]:
+        """The events up to a `seq`, in order."""
+        return from_arrow(self.arrow(None, upto))
+
+    # --- sending ---------------------------------------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        """Send all that waits in one message, again and again."""
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._closing and not self._outbox:
+                return
+            connection = self._connection
+            if connection is None:
+                self._needed.set()
+                continue
+            while self._outbox:
+                batch = []
+                with suppress(IndexError):
+                    while len(batch) < AT_ONCE:
+                        batch.append(self._outbox.popleft())
+                if not self._send_batch(connection, batch):
+                    break
+
+    def _send_batch(self, connection: Connection, batch: list[tuple[int, Ticket]]) -> bool:
+        now = time.monotonic()
+        for number, _ in batch:
+            self._sent_at[number] = now
+        try:
+            connection.send_bytes(pack(tuple(to_wire(number, ticket.command) for number, ticket in batch)))
+        except (OSError, ValueError):
+            return False  # the receiving thread meets the same end, connects again, and sends all that is unanswered
+        return True
+
+    # --- receiving -------------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        while not self._closing:
+            connection = self._connection
+            if connection is None:
+                self._reconnect()
+                continue
+            try:
+                if connection.poll(1.0):
+                    self._answers(unpack(connection.recv_bytes(MAX_MESSAGE)))
+                self._give_up_on_silence()
+            except (OSError, EOFError, ValueError):
+                self._connection = None
+                connection.close()
+
+    def _answers(self, answers: Sequence[Sequence[Any]]) -> None:
+        boxes: dict[Box, list[Ticket]] = {}
+        for number, ok, what in answers:
+            with self._lock:
+                ticket = self._pending.pop(number, None)
+                self._sent_at.pop(number, None)
+            if ticket is None:
+                self._too_late(number, ok, what)
+                continue
+            if ok:
+                ticket.answer = what
+            else:
+                ticket.error = error_from_wire(what)
+            boxes.setdefault(ticket.box, []).append(ticket)
+        for box, tickets in boxes.items():
+            box.deliver(tickets)
+
+    def _too_late(self, number: int, ok: bool, what: Any) -> None:  # noqa: FBT001 - as it stands in the message
+        """A grant whose caller was told that nobody answers: it is given back."""
+        ticket = self._late.pop(number, None)
+        if ticket is not None and ok and isinstance(ticket.command, Reserve):
+            self.submit(Ticket(Rollback(new_id(), what[0]), ticket.box))
+
+    def _give_up_on_silence(self) -> None:
+        """A keeper that was stopped answers nobody: say so, rather than block a notebook for ever."""
+        oldest = min(self._sent_at.values(), default=None)
+        if oldest is None or time.monotonic() - oldest < ANSWER_S:
+            return
+        silent = [n for n, at in self._sent_at.items() if time.monotonic() - at >= ANSWER_S]
+        waiting = [n for n in silent if getattr(self._pending.get(n), "command", None) and getattr(self._pending[n].command, "wait", 0)]
+        for number in waiting:
+            self._sent_at.pop(number, None)  # standing in line is no silence
+        self._fail([n for n in silent if n not in waiting], f"no answer within {ANSWER_S:g} s; what was asked may still be done")
+
+    def _fail(self, numbers: Sequence[int], reason: str) -> None:
+        boxes: dict[Box, list[Ticket]] = {}
+        for number in numbers:
+            with self._lock:
+                ticket = self._pending.pop(number, None)
+                self._sent_at.pop(number, None)
+            if ticket is not None:
+                self._late[number] = ticket
+                ticket.error = KeeperUnreachable(self.where, reason)
+                boxes.setdefault(ticket.box, []).append(ticket)
+        for box, tickets in boxes.items():
+            box.deliver(tickets)
+
+    def _reconnect(self) -> None:
+        """When somebody needs it: find or start a keeper, and send again all that is unanswered."""
+        if not self._pending:
+            self._needed.wait(0.5)
+            self._needed.clear()
+            return
+        try:
+            connection = connect(self.place, "commands")
+        except (TokenBudgetError, OSError) as error:
+            self._fail(list(self._pending), str(error))
+            return
+        with self._lock:
+            unanswered = sorted(self._pending.items())
+        self._outbox.clear()
+        for start in range(0, len(unanswered), AT_ONCE):
+            if not self._send_batch(connection, unanswered[start : start + AT_ONCE]):
+                connection.close()
+                return
+        self._connection = connection
+        self._wake.set()
+
+    # --- the end ---------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Wait for the answers to what was handed in, then hang up."""
+        if self._forked or self._closing:
+            return
+        deadline = time.monotonic() + ANSWER_S
+        while time.monotonic() < deadline and any(not getattr(t.command, "wait", 0) for t in list(self._pending.values())):
+            time.sleep(0.002)
+        self._closing = True
+        self._wake.set()
+        self._needed.set()
+        me = threading.current_thread()
+        if self._connection is not None:
+            _shut(self._connection)
+        for thread in self._threads:
+            if thread is not me:
+                thread.join()
+        if self._connection is not None:
+            self._connection.close()
+        left = [self._pending.pop(number) for number in list(self._pending)]
+        for ticket in left:
+            ticket.error = LedgerClosed(self.where)
+            ticket.box.deliver([ticket])
+
+    def forked(self) -> None:
+        """This is a forked child now: let go of the parent's socket without a word."""
+        self._forked = True
+        if self._connection is not None:
+            with suppress(OSError):
+                self._connection.close()
+
+
+class _FromConnection(io.RawIOBase):
+    """A file for Arrow to read from: the chunks that a keeper sends."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection, self._rest, self._ended = connection, b"", False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        parts, missing = [], sys.maxsize if size is None or size < 0 else size
+        while missing and (self._rest or self._more()):
+            part, self._rest = self._rest[:missing], self._rest[missing:]
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def _more(self) -> bool:
+        if self._ended:
+            return False
+        message = self._connection.recv_bytes(MAX_MESSAGE)
+        if message[:1] == b"D":
+            self._rest = message[1:]
+            return True
+        self._ended = True
+        self._connection.close()
+        if message[:1] == b"E":
+            raise error_from_wire(unpack(message[1:]))
+        return False
+
+    def close(self) -> None:
+        if not self.closed:
+            self._connection.close()
+        super().close()
+
+
+def connect(place: Place, purpose: str) -> Connection:
+    """A connection to the ledger's keeper, which is started when there is none.
+
+    Raises:
+        KeeperUnreachable: it does not come up in time.
+        LedgerBusy: the owner is no keeper.
+        TokenBudgetError: what the keeper said when it could not open the ledger.
+    """
+    if sys.platform == "win32":
+        raise InvalidValue("where", "a keeper needs POSIX; on Windows connect with embedded=True")
+    place.make_folder()
+    deadline = time.monotonic() + CONNECT_S
+    alone_since: float | None = None
+    pause = 0.005
+    while True:
+        connection = find(place, purpose)
+        if connection is not None:
+            return connection
+        started = _start(place)
+        if "error" in started:
+            raise error_from_wire((started["error"][0], tuple(started["error"][1])))
+        if "busy" in started:
+            told = place.read_owner()
+            now = time.monotonic()
+            alone_since = (alone_since or now) if told.get("role") != "keeper" else None
+            if alone_since is not None and now - alone_since > EMBEDDED_S:
+                raise place.busy("That process opened it with embedded=True; close it there.")
+        if time.monotonic() > deadline:
+            raise KeeperUnreachable(str(place.file), f"none came up within {CONNECT_S:g} s ({started or 'it said nothing'}); see {place.log}")
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
+
+
+def find(place: Place, purpose: str) -> Connection | None:
+    """A connection to a keeper that is there, or `None`.
+
+    Raises:
+        VersionMismatch: it speaks another protocol.
+    """
+    address = place.read_owner().get("socket")
+    if not address:
+        return None
+    try:
+        connection = Client(address, family="AF_UNIX", authkey=read_key(place))
+    except (OSError, EOFError, multiprocessing.AuthenticationError):
+        return None
+    try:
+        connection.send_bytes(pack({"protocol": PROTOCOL_VERSION, "purpose": purpose, "origin": origin()}))
+        ok, what = unpack(connection.recv_bytes(65_536))
+    except (OSError, EOFError, ValueError):
+        connection.close()
+        return None
+    if not ok:
+        connection.close()
+        raise error_from_wire(what)
+    return connection
+
+
+def _start(place: Place) -> dict[str, Any]:
+    """Start a keeper and wait for its first word: `ready`, `busy` (another one is), or `error`."""
+    package = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    try:
+        with subprocess.Popen(  # noqa: S603 - this interpreter, this package
+            [sys.executable, "-m", "tokenbudget_lab.keeper", str(place.file)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        ) as process:
+            return _first_word(process)
+    finally:
+        os.close(log)
+
+
+def _first_word(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    assert process.stdout is not None  # noqa: S101 - it was asked for; tells the type checker
+    ready, _, _ = select.select([process.stdout], [], [], CONNECT_S)
+    line = process.stdout.readline() if ready else b""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def status(place: Place) -> dict[str, Any]:
+    """What is known of a ledger's owner: `running`, and its pid, host, role and socket."""
+    told = place.read_owner()
+    connection = find(place, "commands") if told.get("socket") else None
+    if connection is not None:
+        connection.close()
+    return {"path": str(place.file), "running": connection is not None, **told}
+
+
+def stop(place: Place, timeout_s: float = 10.0) -> bool:
+    """Ask the keeper to leave; its clients start another one when they need it.
+
+    Returns:
+        Whether there was one, and it is gone.
+    """
+    connection = find(place, "commands") if place.read_owner().get("socket") else None
+    if connection is None:
+        return False
+    connection.send_bytes(pack(("stop",)))
+    deadline = time.monotonic() + timeout_s
+    with suppress(OSError, EOFError):
+        while time.monotonic() < deadline:
+            if connection.poll(0.1):
+                connection.recv_bytes(MAX_MESSAGE)
+    connection.close()
+    return time.monotonic() < deadline
+
+
+def _shut(connection: Connection) -> None:
+    import socket
+
+    with suppress(OSError, ValueError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def _after_fork_in_child() -> None:
+    for link in list(_links):
+        link.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
