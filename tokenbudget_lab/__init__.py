@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from .demo import demo_client as demo_client
     from .errors import *  # noqa: F403 - every error is importable from here
     from .handles import Budget as Budget
-    from .handles import Counted as Counted
-    from .handles import Receipt as Receipt
-    from .handles import Reservation as Reservation
+    from .reservation import Counted as Counted
+    from .reservation import Receipt as Receipt
+    from .reservation import Reservation as Reservation
     from .ledger import Alert as Alert
     from .ledger import Verification as Verification
     from .limits import Limit as Limit
@@ -41,11 +41,11 @@ _HOMES = {
     "Alert": "ledger",
     "Balance": "balance",
     "Budget": "handles",
-    "Counted": "handles",
+    "Counted": "reservation",
     "Ledger": "connection",
     "Limit": "limits",
-    "Receipt": "handles",
-    "Reservation": "handles",
+    "Receipt": "reservation",
+    "Reservation": "reservation",
     "Usage": "usage",
     "Verification": "ledger",
     "async_demo_client": "demo",

@@ -72,7 +72,7 @@ Check = tuple[Totals, int | None, int | None, int | None]
 class Node:
     """A budget in the tree: its limits, its accounts, and the accounts on its way up."""
 
-    __slots__ = ("_checks", "_slots", "_until", "_windows", "accounts", "alerts", "anchor", "closed", "name", "path", "tz")
+    __slots__ = ("_checks", "_slots", "_until", "_windows", "accounts", "alerting", "alerts", "anchor", "closed", "name", "path", "tz")
 
     def __init__(self, name: str, parent: Node | None, tz: str, anchor: int) -> None:
         self.name, self.tz, self.anchor = name, tz, anchor
@@ -83,7 +83,8 @@ class Node:
         self.forget()
 
     def forget(self) -> None:
-        """Drop what was computed from limits and windows; they changed."""
+        """Drop what was computed from limits, windows and alerts; they changed."""
+        self.alerting = any(node.alerts for node in self.path)
         self._until = 0
         self._windows: tuple[int, ...] | None = None
         self._slots: tuple[Totals, ...] = ()

@@ -7,6 +7,7 @@ sees it. Nothing here waits, reads a clock or touches a disk.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable
 from heapq import heappop
 from typing import Any
@@ -49,17 +50,17 @@ from .errors import (
 from .events import SCHEMA_VERSION, Event, chained, from_detail, to_detail
 from .ids import made_at_us, new_id
 from .limits import Cap, decimal_or_int, describe, instant, window_bounds
-from .state import COMMITTED, COUNTED, OPEN, RECORDED, RELEASED, ROLLED_BACK, Entry, State
-from .usage import Amount, usd_of
+from .state import COMMITTED, COUNTED, NOTHING, OPEN, RECORDED, ROLLED_BACK, Entry, First, State, Three, first_of
+from .usage import usd_of
 
 Answer = tuple[Any, ...]
 MINUTE_US = 60_000_000
 _SKEW_US = 2_000_000  # ids are made by clients on this machine, a moment before the writer's clock is read
 
 
-def amounts(amount: Amount | Event) -> str:
-    """Amounts as text, for errors."""
-    usd, tokens, requests = amount.usd, amount.tokens, amount.requests
+def amounts(three: Three) -> str:
+    """USD, tokens and requests as text, for errors."""
+    usd, tokens, requests = three
     parts = [f"${usd_of(usd)}"] if usd is not None else []
     parts += [f"{tokens} tokens"] if tokens is not None else []
     parts += [f"{requests} requests"] if requests is not None else []
@@ -80,6 +81,7 @@ class Decisions:
 
     def __init__(self, state: State, ids: Callable[[], str] = new_id) -> None:
         self.state, self.ids = state, ids
+        state.forgets = False  # but at a batch's end: what was looked up for a command must be there when it is decided
         self.events: list[Event] = []
         self.freed = False
         self._refusals: dict[tuple[str, str, str], list[int]] = {}  # → [minute, how many were not written, requested usd]
@@ -141,7 +143,7 @@ class Decisions:
         if command.id in state.entries or command.id in state.done:
             return True
         entry = state.entries.get(getattr(command, "reservation", ""))
-        if entry is not None and (entry.ended_by == command.id or command.id in {e.command for e in (entry.parts or {}).values()}):
+        if entry is not None and (entry.ended_by == command.id or getattr(command, "part", None) in (entry.parts or {})):
             return True
         if isinstance(command, CloseBudget):
             return command.budget in state.nodes and state.nodes[command.budget].closed
@@ -167,6 +169,10 @@ class Decisions:
 
     def _set_budget(self, c: SetBudget, ts: int, origin: str | None) -> Answer:
         caps, alerts = tuple(Cap(*cap) for cap in c.caps), tuple(c.alerts)
+        done = self.state.done.get(c.id)
+        if done is not None:
+            _must_be_same(done, c, "budget_set", c.budget, agrees=caps == _caps(done))
+            return (c.budget, caps, c.tz, alerts, False, True)
         node = self.state.nodes.get(c.budget)
         if node is not None:
             same_zone = node.tz == c.tz or not any(cap.window in ("day", "week", "month") for cap in caps)
@@ -184,13 +190,18 @@ class Decisions:
 
     def _set_limit(self, c: SetLimit, ts: int, origin: str | None) -> Answer:
         node = self._node(c.budget)
-        if c.id not in self.state.done:
+        done = self.state.done.get(c.id)
+        if done is not None:
+            caps = {cap.window: cap for cap in _caps(done)}
+            window = c.window if c.window is not None else next(iter(caps)) if len(caps) == 1 else ""
+            _must_be_same(done, c, "budget_set", c.budget, agrees=_agrees(c, caps.get(window, Cap("", None, None, None))))
+        else:
             self._must_be_open(node)
             cap = self._cap_to_change(node, c)
             changed = Cap(cap.window, *(b if a is None else a for a, b in zip((c.usd, c.tokens, c.requests), cap[1:], strict=True)))
             if changed != cap:
-                caps = sorted([*(other for other in node.caps if other.window != cap.window), changed])
-                detail = to_detail(caps=caps, tz=node.tz, alerts=node.alerts, reason=c.reason)
+                others = (other for other in node.caps if other.window != cap.window)
+                detail = to_detail(caps=sorted([*others, changed]), tz=node.tz, alerts=node.alerts, reason=c.reason)
                 self._emit("budget_set", ts, c.id, c.budget, origin=origin, detail=detail)
                 self.freed = True
         return (*_definition(node), False)
@@ -221,7 +232,8 @@ class Decisions:
         checks = node.checks(ts)
         for check in checks:
             if not _fits(check, c):
-                _complete(check, c)
+                for any_check in checks:
+                    _complete(any_check, c)
                 raise self._exceeded(c, node, check, ts, origin)
         state = self.state
         expires = ts + c.timeout if c.timeout else None
@@ -264,8 +276,8 @@ class Decisions:
             node.name,
             resource,
             decimal_or_int(resource, asked or 0),
-            decimal_or_int(resource, limit - used - held),
-            decimal_or_int(resource, limit),
+            decimal_or_int(resource, (limit or 0) - used - held),
+            decimal_or_int(resource, limit or 0),
             decimal_or_int(resource, held),
             totals.open_count,
             f"{instant(end):%Y-%m-%d %H:%M} UTC" if end else None,
@@ -284,14 +296,19 @@ class Decisions:
         if seen is not None and seen[0] == minute:
             seen[1] += 1
             return
-        self.flush_refusals(ts)
+        self._write_refusals(ts, now=False)
         self._refusals[key] = [minute, 0]
         detail = to_detail(by=error.budget, resource=error.resource, left=str(error.left), limit=str(error.limit), count=1)
         self._emit("refused", ts, c.id, c.budget, held_usd=c.usd, held_tokens=c.tokens, requests=c.requests,
                    provider=c.provider, model=c.model, origin=origin, tags=c.tags, detail=detail)  # fmt: skip
 
     def flush_refusals(self, ts: int, *, now: bool = False) -> None:
-        """Write the refusals of past minutes that were only counted, one event per budget and resource."""
+        """The end of a batch: write the refusals of past minutes that were only counted, and forget what is old."""
+        self._write_refusals(ts, now=now)
+        self.state.forget(self.state.ts)
+
+    def _write_refusals(self, ts: int, *, now: bool) -> None:
+        """One event per budget and resource."""
         for key, (minute, count) in list(self._refusals.items()):
             if now or ts // MINUTE_US > minute:
                 del self._refusals[key]
@@ -312,7 +329,8 @@ class Decisions:
         entry = self._entry(c.reservation)
         done = self.state.done.get(c.id)
         if done is not None:
-            return (entry.id, done.seq, done.ts, done.expires, entry.state)
+            _must_be_same(done, c, "extended", entry.node.name, agrees=(done.reservation, done.expires) == (entry.id, done.ts + c.timeout))
+            return (entry.id, entry.seq, done.ts, done.expires, entry.state)
         if entry.state != OPEN:
             raise ReservationClosed(entry.id, entry.state, _ended(entry), "an extension")
         if entry.expires is not None and ts + c.timeout > entry.expires:
@@ -326,14 +344,14 @@ class Decisions:
         used, basis = self._used(c, entry.rest)
         if entry.state in (COMMITTED, ROLLED_BACK, RECORDED):
             first = entry.first
-            if entry.state == COMMITTED and first is not None and used == (first.usd, first.tokens, first.requests):
-                return _counted(first)
+            if entry.state == COMMITTED and first is not None and used == first[2:5]:
+                return _counted(entry.id, first)
             raise ReservationClosed(entry.id, entry.state, _ended(entry), amounts(used))
         late = True if entry.state != OPEN else None
         over = True if any((u or 0) > h for u, h in zip(used, entry.rest, strict=True) if h is not None) else None
         state = self.state
         body = (
-            state.seq + 1, ts, "committed", c.id, entry.node.name, entry.id, None, (), None, None, used.usd, used.tokens, used.requests,
+            state.seq + 1, ts, "committed", c.id, entry.node.name, entry.id, None, (), None, None, *used,
             basis, c.input_tokens, c.output_tokens, c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, None,
             entry.provider, entry.model, c.response_id, origin, (), _flagged(c.detail, late, over),
         )  # fmt: skip
@@ -341,35 +359,37 @@ class Decisions:
         state.apply(event)
         self.events.append(event)
         self.freed = True
-        return _counted(event, self._alerts(entry, ts))
+        return _counted(entry.id, first_of(event), self._alerts(entry, ts))
 
     def _commit_part(self, c: Commit, entry: Entry, ts: int, origin: str | None) -> Answer:
-        used, basis = self._used(c, Amount())
+        used, basis = self._used(c, NOTHING)
         first = (entry.parts or {}).get(c.part or "")
         if first is not None:
-            if used == (first.usd, first.tokens, first.requests):
-                return _counted(first)
-            raise ReservationClosed(f"{entry.id} part {c.part}", COMMITTED, amounts(first), amounts(used))
+            if used == first[2:5]:
+                return _counted(entry.id, first)
+            raise ReservationClosed(f"{entry.id} part {c.part}", COMMITTED, amounts(first[2:5]), amounts(used))
         if entry.state != OPEN:
             raise ReservationClosed(entry.id, entry.state, _ended(entry), f"part {c.part}")
+        usd, tokens, requests = used
         event = self._emit(
-            "part_committed", ts, c.id, entry.node.name, reservation=entry.id, key=c.part, usd=used.usd, tokens=used.tokens,
-            requests=used.requests, basis=basis, input_tokens=c.input_tokens, output_tokens=c.output_tokens,
+            "part_committed", ts, c.id, entry.node.name, reservation=entry.id, key=c.part, usd=usd, tokens=tokens,
+            requests=requests, basis=basis, input_tokens=c.input_tokens, output_tokens=c.output_tokens,
             cache_read_tokens=c.cache_read_tokens, cache_write_tokens=c.cache_write_tokens, reasoning_tokens=c.reasoning_tokens,
             provider=entry.provider, model=entry.model, response_id=c.response_id, origin=origin, detail=c.detail,
         )  # fmt: skip
         self.freed = True
-        return _counted(event, self._alerts(entry, ts))
+        return _counted(entry.id, first_of(event), self._alerts(entry, ts))
 
     @staticmethod
-    def _used(c: Commit, held: Amount) -> tuple[Amount, str]:
+    def _used(c: Commit, held: Three) -> tuple[Three, str]:
         """What a commit counts: a resource that it does not know is counted as held, and said to be unknown."""
         basis, usd, tokens = c.basis, c.usd, c.tokens
-        if usd is None and held.usd is not None:
-            usd, basis = held.usd, "unknown"
-        if tokens is None and held.tokens is not None:
-            tokens, basis = held.tokens, "unknown"
-        return Amount(usd, tokens, held.requests if c.requests is None else c.requests), basis
+        held_usd, held_tokens, held_requests = held
+        if usd is None and held_usd is not None:
+            usd, basis = held_usd, "unknown"
+        if tokens is None and held_tokens is not None:
+            tokens, basis = held_tokens, "unknown"
+        return (usd, tokens, held_requests if c.requests is None else c.requests), basis
 
     def _rollback(self, c: Rollback, ts: int, origin: str | None) -> Answer:
         entry = self._entry(c.reservation)
@@ -400,9 +420,9 @@ class Decisions:
 
     def _expire(self, entry: Entry, ts: int, command: str, origin: str | None, detail: str | None) -> None:
         counts = entry.if_lost == "count"
-        rest = entry.rest if counts else Amount()
+        usd, tokens, requests = entry.rest if counts else NOTHING
         self._emit(
-            "expired", ts, command, entry.node.name, reservation=entry.id, usd=rest.usd, tokens=rest.tokens, requests=rest.requests,
+            "expired", ts, command, entry.node.name, reservation=entry.id, usd=usd, tokens=tokens, requests=requests,
             basis="unknown" if counts else None, provider=entry.provider, model=entry.model, origin=origin, detail=detail,
         )  # fmt: skip
         self.freed = True
@@ -415,9 +435,10 @@ class Decisions:
         known = self.state.entries.get(c.id) or self._by_key(c.budget, c.key)
         if known is not None:
             first = known.first
-            if known.state != RECORDED or first is None or (c.usd, c.tokens, c.requests) != (first.usd, first.tokens, first.requests):
-                raise IdConflict(c.key or c.id, f"first {amounts(known.used or known.held)}, now {amounts(Amount(c.usd, c.tokens, c.requests))}")
-            return _counted(first)
+            same = known.state == RECORDED and known.node.name == c.budget
+            if not same or first is None or (c.usd, c.tokens, c.requests) != first[2:5]:
+                raise IdConflict(c.key or c.id, f"first {amounts(known.used or known.held)}, now {amounts((c.usd, c.tokens, c.requests))}")
+            return _counted(known.id, first)
         node = self._node(c.budget)
         if c.ts is not None and c.ts > ts:
             raise InvalidValue("at", f"{instant(c.ts)} lies in the future")
@@ -431,31 +452,33 @@ class Decisions:
             cache_write_tokens=c.cache_write_tokens, reasoning_tokens=c.reasoning_tokens, provider=c.provider, model=c.model,
             response_id=c.response_id, origin=origin, tags=c.tags, detail=detail,
         )  # fmt: skip
-        return _counted(event, self._alerts(self.state.entries[c.id], ts))
+        self.freed = True  # a waiter may have to be told that it can never fit any more
+        return _counted(c.id, first_of(event), self._alerts(self.state.entries[c.id], ts))
 
     def _adjust(self, c: Adjust, ts: int, origin: str | None) -> Answer:
         entry = self._entry(c.target)
         done = self.state.done.get(c.id)
         if done is not None:
-            return _counted(done)
+            _must_be_same(done, c, "adjusted", entry.node.name, agrees=done.reservation == entry.id and _agrees(c, done))
+            return _counted(entry.id, first_of(done))
         if entry.state not in (COMMITTED, RECORDED, COUNTED) or entry.used is None:
             raise NotAdjustable(entry.id, entry.state)
         asked = zip((c.usd, c.tokens, c.requests), entry.used, strict=True)
-        used = Amount(*(old if new is None else new for new, old in asked))
+        usd, tokens, requests = (old if new is None else new for new, old in asked)
         event = self._emit(
-            "adjusted", ts, c.id, entry.node.name, reservation=entry.id, usd=used.usd, tokens=used.tokens, requests=used.requests,
+            "adjusted", ts, c.id, entry.node.name, reservation=entry.id, usd=usd, tokens=tokens, requests=requests,
             basis="measured", provider=entry.provider, model=entry.model, origin=origin, detail=to_detail(reason=c.reason),
         )  # fmt: skip
         self.freed = True
-        return _counted(event, self._alerts(entry, ts))
+        return _counted(entry.id, first_of(event), self._alerts(entry, ts))
 
     def _alerts(self, entry: Entry, ts: int) -> tuple[Answer, ...]:
         """Note each threshold that a charge crossed: once per budget, resource, window, limit and threshold."""
         told: list[Answer] = []
+        if not entry.node.alerting:
+            return ()
         for totals in entry.slots:
             account = totals.account
-            if not account.node.alerts:
-                continue
             spent = zip(("usd", "tokens", "requests"), account.cap[1:], totals.numbers()[:3], strict=True)
             for resource, limit, used in spent:
                 for threshold in account.node.alerts if limit else ():
@@ -495,7 +518,7 @@ class Decisions:
 
     def _get_entry(self, c: GetEntry, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
         entry = self._entry(c.target)
-        return (entry.id, entry.node.name, entry.state, entry.expires, tuple(entry.held), tuple(entry.used or Amount()))
+        return (entry.id, entry.node.name, entry.state, entry.expires, entry.held, entry.used or NOTHING)
 
     def _get_head(self, c: GetHead, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
         state = self.state
@@ -542,18 +565,35 @@ def _complete(check: Check, c: Reserve | Record) -> None:
 
 def _same(entry: Entry, c: Reserve, id: str | None) -> Entry:  # noqa: A002 - an id or key
     if entry.state == RECORDED or entry.node.name != c.budget or entry.held != (c.usd, c.tokens, c.requests):
-        raise IdConflict(str(id), f"first {amounts(entry.held)} in {entry.node.name}, now {amounts(Amount(c.usd, c.tokens, c.requests))} in {c.budget}")
+        raise IdConflict(str(id), f"first {amounts(entry.held)} in {entry.node.name}, now {amounts((c.usd, c.tokens, c.requests))} in {c.budget}")
     return entry
+
+
+def _must_be_same(done: Event, c: Command, kind: str, budget: str, *, agrees: bool) -> None:
+    """A command that was decided before comes again as it was."""
+    if not agrees or (done.kind, done.budget) != (kind, budget):
+        raise IdConflict(c.id, f"first {done.kind} on {done.budget}, event {done.seq}")
+
+
+def _agrees(c: SetLimit | Adjust, first: Cap | Event) -> bool:
+    return all(new in (None, old) for new, old in zip((c.usd, c.tokens, c.requests), (first.usd, first.tokens, first.requests), strict=True))
+
+
+def _caps(event: Event) -> tuple[Cap, ...]:
+    return tuple(Cap(*cap) for cap in from_detail(event)["caps"])
 
 
 def _granted(entry: Entry) -> Answer:
     return (entry.id, entry.seq, entry.ts, entry.expires, entry.state)
 
 
-def _counted(event: Event, alerts: tuple[Answer, ...] = ()) -> Answer:
-    what = from_detail(event) if event.detail and ("overrun" in event.detail or "late" in event.detail) else {}
-    flags = (bool(what.get("overrun")), bool(what.get("late")))
-    return (event.reservation, event.seq, event.ts, event.usd, event.tokens, event.requests, event.basis, *flags, alerts)
+def _counted(id: str, first: First, alerts: tuple[Answer, ...] = ()) -> Answer:  # noqa: A002 - a reservation's id
+    seq, ts, usd, tokens, requests, basis, detail = first
+    flags = (False, False)
+    if detail is not None and ("overrun" in detail or "late" in detail):
+        what = json.loads(detail)
+        flags = (bool(what.get("overrun")), bool(what.get("late")))
+    return (id, seq, ts, usd, tokens, requests, basis, *flags, alerts)
 
 
 def _ended(entry: Entry) -> str:

@@ -65,6 +65,7 @@ class Event(NamedTuple):
 
 FIELDS = Event._fields
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_new = tuple.__new__
 
 
 def canonical(body: tuple[Any, ...]) -> bytes:
@@ -79,7 +80,7 @@ def canonical(body: tuple[Any, ...]) -> bytes:
 
 def chained(previous: bytes, body: tuple[Any, ...]) -> Event:
     """Close an event's body into the chain behind the hash of the event before it."""
-    return Event._make((*body, sha256(previous + _encode(body).encode("ascii")).digest()))
+    return _new(Event, (*body, sha256(previous + _encode(body).encode("ascii")).digest()))
 
 
 def to_detail(**values: Any) -> str:

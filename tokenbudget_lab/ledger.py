@@ -19,7 +19,8 @@ from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudg
 from .decide import Answer
 from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, PriceUnknown, WouldDeadlock, money
 from .events import chained, to_detail
-from .handles import Budget, Receipt, Reservation
+from .handles import Budget
+from .reservation import Receipt, Reservation
 from .ids import new_id
 from .limits import Limit, budget_name, caps_of, path_of, zone
 from .origin import origin
@@ -228,7 +229,8 @@ class Ledger:
 
     def submit(self, command: Command, handle: object) -> Receipt:
         """Hand in what no limit can refuse."""
-        ticket = Ticket(command, self._direct)
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - asyncio documents it for those who need no exception
+        ticket = Ticket(command, self._direct) if loop is None else Ticket(command, self._box(loop), loop.create_future())
         receipt = Receipt(self, ticket, handle)
         self.desk.submit(ticket)
         return receipt
@@ -251,11 +253,20 @@ class Ledger:
 
     async def reserve_async(self, command: Reserve) -> Reservation:
         """Ask for a reservation and await the answer."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        ticket = Ticket(command, self._box(loop), future)
+        self.desk.submit(ticket)
         try:
-            answer = await self.ask_async(command)
-        except PriceUnknown as error:
-            raise self._why(command, error) from None
-        return Reservation(self, command, answer)
+            await future
+        except BaseException:
+            ticket.abandon()
+            raise
+        if ticket.error is None:
+            return Reservation(self, command, ticket.answer)
+        if isinstance(ticket.error, PriceUnknown):
+            raise self._why(command, ticket.error) from None
+        raise ticket.error
 
     def _why(self, command: Reserve, error: PriceUnknown) -> Exception:
         if command.model is None or error.model != command.model:

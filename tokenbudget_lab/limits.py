@@ -175,7 +175,7 @@ def window_bounds(code: str, tz: str, anchor_us: int, at_us: int) -> tuple[int, 
         start = anchor_us + (at_us - anchor_us) // length * length
         return start, start + length
     local = datetime.fromtimestamp(at_us // 1_000_000, UTC).astimezone(zone(tz))
-    first = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    first = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0, tzinfo=None)
     if code == "week":
         first -= timedelta(days=first.weekday())
     elif code == "month":

@@ -16,7 +16,6 @@ from .accounts import Node, Totals
 from .errors import LedgerCorrupt
 from .events import GENESIS, Event, from_detail
 from .limits import Cap
-from .usage import Amount
 
 REMEMBER_US = 3_600 * 1_000_000
 REMEMBER_COUNT = 200_000  # about 100 MB
@@ -30,11 +29,22 @@ OPEN, COMMITTED, ROLLED_BACK, RELEASED, COUNTED, RECORDED = (
 )
 
 
+Three = tuple[int | None, int | None, int | None]  # usd, tokens, requests
+First = tuple[int, int, int | None, int | None, int | None, str | None, str | None]  # seq, ts, three amounts, basis, detail
+
+
+NOTHING: Three = (None, None, None)
+
+
+def first_of(event: Event) -> First:
+    """What the first answer to a command is made from."""
+    return (event.seq, event.ts, event.usd, event.tokens, event.requests, event.basis, event.detail)
+
+
 class Entry:
     """One reservation or record, from its hold to what it was counted as."""
 
     __slots__ = (
-        "counted",
         "ended_by",
         "expires",
         "first",
@@ -52,6 +62,7 @@ class Entry:
         "state",
         "tags",
         "ts",
+        "unpriced_count",
         "used",
         "windows",
     )
@@ -62,18 +73,36 @@ class Entry:
         self.seq, self.ts, self.key, self.tags = event.seq, event.ts, event.key, event.tags
         self.provider, self.model = event.provider, event.model
         self.expires = event.expires
-        self.held = self.rest = Amount(event.held_usd, event.held_tokens, event.requests)
+        # Plain tuples of numbers: Python's collector stops looking at them, and a ledger keeps very many.
+        self.held: Three = (event.held_usd, event.held_tokens, event.requests)
+        self.rest: Three = self.held
         self.if_lost = "count" if event.basis == "unknown" else "release"
         self.state = OPEN
-        self.used: Amount | None = None  # what is counted for it now
-        self.first: Event | None = None  # the event that ended it, or recorded it
-        self.counted: Amount | None = None  # what an expiry counted
-        self.parts: dict[str, Event] | None = None
+        self.used: Three | None = None  # what is counted for it now, its parts included
+        self.unpriced_count = 0  # how many of these charges have no cost
+        self.first: First | None = None  # of the event that ended it, or recorded it
+        self.parts: dict[str, First] | None = None
         self.ended_by: str | None = None  # id of the command that ended it
 
+    def counts(self, *charges: Three) -> None:
+        """What is counted for it from now on, instead of what was."""
+        self.used, self.unpriced_count = None, 0
+        for charge in charges:
+            self.adds(charge)
 
-def _plus(a: int | None, b: int | None) -> int | None:
-    return b if a is None else a if b is None else a + b
+    def adds(self, charge: Three) -> None:
+        """One more charge is counted for it."""
+        self.used = charge if self.used is None else _sum(self.used, charge)
+        self.unpriced_count += charge[0] is None
+
+
+def _sum(a: Three, b: Three) -> Three:
+    usd, tokens, requests = (y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True))
+    return (usd, tokens, requests)
+
+
+def _charge(event: Event) -> Three:
+    return (event.usd, event.tokens, event.requests)
 
 
 class State:
@@ -94,6 +123,7 @@ class State:
         self.due: list[tuple[int, str]] = []  # a heap of expiries; ended reservations are skipped when met
         self.open_count = 0
         self.forgotten_until = 0  # what ended before this instant may have been forgotten
+        self.forgets = True  # with each event; who decides says when instead, because a batch looks up before it decides
         self._ended: deque[tuple[int, str]] = deque()
         self._apply = {
             "created": self._created,
@@ -188,22 +218,19 @@ class State:
         entry = self.entries[event.reservation or ""]
         if entry.state == OPEN:
             self._release(entry)
-        elif entry.state == COUNTED:
-            self._count(entry, entry.counted or Amount(), -1)
-        elif entry.state != RELEASED:
+        elif entry.state not in (COUNTED, RELEASED):
             raise LedgerCorrupt(event.seq, f"commits a reservation that is {entry.state}")
-        self._count(entry, Amount(event.usd, event.tokens, event.requests), 1)
         self._end(entry, COMMITTED, event)
 
     def _part_committed(self, event: Event) -> None:
         entry = self._open(event)
-        before = entry.rest
+        rest, used, unpriced = entry.rest, entry.used, entry.unpriced_count
         self._part(entry, event)
         for t in entry.slots:
-            t.reserved_usd -= (before.usd or 0) - (entry.rest.usd or 0)
-            t.reserved_tokens -= (before.tokens or 0) - (entry.rest.tokens or 0)
-            t.reserved_requests -= (before.requests or 0) - (entry.rest.requests or 0)
-        self._count(entry, Amount(event.usd, event.tokens, event.requests), 1)
+            t.reserved_usd -= (rest[0] or 0) - (entry.rest[0] or 0)
+            t.reserved_tokens -= (rest[1] or 0) - (entry.rest[1] or 0)
+            t.reserved_requests -= (rest[2] or 0) - (entry.rest[2] or 0)
+        self._recount(entry, used, unpriced)
 
     def _rolled_back(self, event: Event) -> None:
         entry = self._open(event)
@@ -213,22 +240,20 @@ class State:
     def _expired(self, event: Event) -> None:
         entry = self._open(event)
         self._release(entry)
-        if entry.if_lost == "count":
-            self._count(entry, entry.rest, 1)
         self._end(entry, COUNTED if entry.if_lost == "count" else RELEASED, event)
 
     def _recorded(self, event: Event) -> None:
-        entry = self._enter(event)
-        self._count(entry, Amount(event.usd, event.tokens, event.requests), 1)
-        self._end(entry, RECORDED, event)
+        self._end(self._enter(event), RECORDED, event)
 
     def _adjusted(self, event: Event) -> None:
         entry = self.entries[event.reservation or ""]
         if entry.used is None:
             raise LedgerCorrupt(event.seq, f"adjusts a reservation that is {entry.state}")
-        self._count(entry, entry.used, -1)
-        self._count(entry, Amount(event.usd, event.tokens, event.requests), 1)
-        self._adjust(entry, event)
+        used, unpriced = entry.used, entry.unpriced_count
+        entry.counts(_charge(event))
+        self._recount(entry, used, unpriced)
+        self.done[event.command] = event
+        self._remember(event.ts, event.command)
 
     def _enter(self, event: Event) -> Entry:
         node = self.nodes[event.budget]
@@ -257,51 +282,51 @@ class State:
         self.open_count -= 1
 
     @staticmethod
-    def _count(entry: Entry, used: Amount, sign: int) -> None:
-        usd, tokens, requests = used
-        unpriced = sign if usd is None else 0
-        usd, tokens, requests = (usd or 0) * sign, (tokens or 0) * sign, (requests or 0) * sign
+    def _recount(entry: Entry, used: Three | None, unpriced_count: int) -> None:
+        """Bring the totals from what was counted for an entry to what is counted now."""
+        old, new = used or NOTHING, entry.used or NOTHING
+        usd, tokens = (new[0] or 0) - (old[0] or 0), (new[1] or 0) - (old[1] or 0)
+        requests, unpriced = (new[2] or 0) - (old[2] or 0), entry.unpriced_count - unpriced_count
         for t in entry.slots:
             t.committed_usd += usd
             t.committed_tokens += tokens
             t.committed_requests += requests
             t.unpriced_count += unpriced
 
-    # --- what an entry remembers: the part of the fold that `recall` repeats ------------------------------------------------
-
     def _end(self, entry: Entry, state: str, event: Event) -> None:
+        used, unpriced = entry.used, entry.unpriced_count
         self._mark(entry, state, event)
+        self._recount(entry, used, unpriced)
         self._remember(event.ts, entry.id)
+
+    # --- what an entry remembers: the part of the fold that `recall` repeats ------------------------------------------------
 
     @staticmethod
     def _mark(entry: Entry, state: str, event: Event) -> None:
-        before = entry.used if entry.parts else None
-        entry.state, entry.first, entry.ended_by = state, event, event.command
+        entry.state, entry.first, entry.ended_by = state, first_of(event), event.command
+        charges = [part[2:5] for part in entry.parts.values()] if entry.parts else []
         if state in (COMMITTED, RECORDED):
-            used: Amount | None = Amount(event.usd, event.tokens, event.requests)
-        else:
-            used = entry.rest if state == COUNTED else None
-        entry.counted = used if state == COUNTED else None
-        if before is not None and used is not None:
-            used = Amount(*(_plus(a, b) for a, b in zip(before, used, strict=True)))
-        entry.used = used if used is not None else before
+            charges.append(_charge(event))
+        elif state == COUNTED:
+            charges.append(entry.rest)
+        entry.counts(*charges)
 
     @staticmethod
     def _part(entry: Entry, event: Event) -> None:
         entry.parts = entry.parts or {}
-        entry.parts[event.key or ""] = event
-        used = Amount(event.usd, event.tokens, event.requests)
-        rest = (None if have is None else have - min(have, take or 0) for have, take in zip(entry.rest, used, strict=True))
-        entry.rest = Amount(*rest)
-        entry.used = used if entry.used is None else Amount(*(_plus(a, b) for a, b in zip(entry.used, used, strict=True)))
-
-    def _adjust(self, entry: Entry, event: Event) -> None:
-        entry.used = Amount(event.usd, event.tokens, event.requests)
-        self.done[event.command] = event
-        self._remember(event.ts, event.command)
+        entry.parts[event.key or ""] = first_of(event)
+        used = _charge(event)
+        usd, tokens, requests = (None if have is None else have - min(have, take or 0) for have, take in zip(entry.rest, used, strict=True))
+        entry.rest = (usd, tokens, requests)
+        entry.adds(used)
 
     def _remember(self, ts: int, id: str) -> None:  # noqa: A002 - ids of entries and commands alike
         self._ended.append((ts, id))
+        if self.forgets:
+            self.forget(ts)
+
+    def forget(self, ts: int) -> None:
+        """Drop what ended more than an hour before, and what is too much; a store has it, and `recall` brings it back."""
         while self._ended and (self._ended[0][0] < ts - REMEMBER_US or len(self._ended) > REMEMBER_COUNT):
             old, gone = self._ended.popleft()
             self.done.pop(gone, None)
@@ -339,7 +364,9 @@ class State:
         elif event.kind == "expired":
             self._mark(entry, COUNTED if entry.if_lost == "count" else RELEASED, event)
         elif event.kind == "adjusted":
-            entry.used = Amount(event.usd, event.tokens, event.requests)
+            entry.counts(_charge(event))
+        elif event.kind == "extended":
+            entry.expires = event.expires
         elif event.kind == "part_committed":
             self._part(entry, event)
 

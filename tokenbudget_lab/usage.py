@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
 from .errors import InvalidType, InvalidValue
@@ -17,7 +17,8 @@ from .errors import InvalidType, InvalidValue
 PICO = 10**12
 MAX_TOKENS = 2**53  # larger integers do not survive JSON in other languages
 MAX_USD = 10**15
-_EXPONENT = Decimal(1).scaleb(-12)
+_EXPONENT = Decimal("1E-12")
+_EXACT = Context(prec=60)  # a researcher's own decimal context must not round her money
 
 
 class Amount(NamedTuple):
@@ -179,18 +180,18 @@ def pico_of(argument: str, value: Any) -> int:
     if not exact.is_finite() or exact < 0 or exact >= MAX_USD:
         raise InvalidValue(argument, f"{value} is not in 0 … 10**15 USD")
     try:
-        scaled = exact.scaleb(12)
+        scaled = exact.scaleb(12, _EXACT)
         pico = int(scaled)
     except (InvalidOperation, ValueError, OverflowError):
         raise InvalidValue(argument, f"{value} has too many digits") from None
-    if pico != scaled or Decimal(pico).scaleb(-12) != exact:
+    if pico != scaled or usd_of(pico) != exact:
         raise InvalidValue(argument, f"{value} has more than 12 decimals; a millionth of a millionth of a dollar is the smallest unit")
     return pico
 
 
 def pico_of_cost(cost: Decimal) -> int:
     """A computed cost in pico-dollars, rounded up: never less than what was spent."""
-    return int(cost.quantize(_EXPONENT, rounding=ROUND_CEILING).scaleb(12))
+    return int(cost.quantize(_EXPONENT, ROUND_CEILING, _EXACT).scaleb(12, _EXACT))
 
 
 def usd_of(pico: int) -> Decimal:
@@ -201,4 +202,4 @@ def usd_of(pico: int) -> Decimal:
         Decimal('0.3')
     """
     whole, part = divmod(pico, PICO)
-    return Decimal(whole) if not part else Decimal(pico).scaleb(-12).normalize()
+    return Decimal(whole) if not part else Decimal(pico).scaleb(-12, _EXACT).normalize(_EXACT)

@@ -30,7 +30,7 @@ from .store import Store
 class Ticket:
     """One command on its way, and its answer when it is there."""
 
-    __slots__ = ("abandoned", "answer", "box", "command", "desk", "error", "future", "settled", "wakers")
+    __slots__ = ("abandoned", "answer", "box", "command", "desk", "error", "future", "receipt", "settled", "wakers")
 
     def __init__(self, command: Command, box: Box, future: asyncio.Future[None] | None = None) -> None:
         self.command, self.box, self.future = command, box, future
@@ -38,22 +38,40 @@ class Ticket:
         self.answer: Answer = ()
         self.error: BaseException | None = None
         self.settled = self.abandoned = False
-        self.wakers: deque[Callable[[], None]] = deque()
+        self.wakers: deque[Callable[[], None]] | None = None
+        self.receipt: Settled | None = None  # told first, before anybody is woken
 
     def settle(self) -> None:
         """The answer is there: wake whoever waits, or give back what nobody waits for any more."""
+        if self.receipt is not None:
+            self.receipt.settled()
         self.settled = True
-        while self.wakers:
-            self.wakers.popleft()()
+        if self.wakers is not None:
+            self._call_wakers()
         if self.abandoned:
             self._undo()
 
     def wake(self, waker: Callable[[], None]) -> None:
         """Call `waker` when the answer is there, at once if it is."""
+        if self.wakers is None:
+            self.wakers = deque()
         self.wakers.append(waker)
-        if self.settled:
-            with contextlib.suppress(IndexError):  # the writer may have called it in between
+        if self.settled:  # looked at after the waker was left there: `settle` has either seen it or is over
+            self._call_wakers()
+
+    def _call_wakers(self) -> None:
+        with contextlib.suppress(IndexError):
+            while self.wakers:
                 self.wakers.popleft()()
+
+    def future_here(self) -> asyncio.Future[None]:
+        """A future of the running loop that is done when the answer is there."""
+        loop = asyncio.get_running_loop()
+        if self.future is not None and self.future.get_loop() is loop:
+            return self.future
+        future: asyncio.Future[None] = loop.create_future()
+        self.wake(lambda: _set_soon(loop, future))
+        return future
 
     def abandon(self) -> None:
         """Nobody waits for this any more: a grant that is there, or still comes, is given back."""
@@ -61,7 +79,8 @@ class Ticket:
         if self.settled:
             self._undo()
         elif self.desk is not None and isinstance(self.command, Reserve) and self.command.wait:
-            self.desk.submit(Ticket(Cancel(new_id(), self.command.id), self.box))
+            with contextlib.suppress(LedgerUnavailable):  # then nobody stands in line there any more
+                self.desk.submit(Ticket(Cancel(new_id(), self.command.id), self.box))
 
     def _undo(self) -> None:
         if isinstance(self.command, Reserve) and self.error is None and self.desk is not None:
@@ -78,7 +97,7 @@ class Ticket:
             return True
         lock = threading.Lock()
         lock.acquire()
-        self.wake(lambda: lock.release() if lock.locked() else None)
+        self.wake(lock.release)
         return lock.acquire(timeout=-1 if timeout_s is None else timeout_s)
 
     def outcome(self) -> Answer:
@@ -86,6 +105,24 @@ class Ticket:
         if self.error is not None:
             raise self.error
         return self.answer
+
+
+class Settled(Protocol):
+    """Who is told when an answer is there."""
+
+    def settled(self) -> None:
+        """It is there."""
+        ...
+
+
+def _set_soon(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        loop.call_soon_threadsafe(_set, future)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Box(Protocol):
@@ -127,17 +164,16 @@ class LoopBox:
         for ticket in tickets:
             ticket.settle()
         try:
-            self.loop.call_soon_threadsafe(self._set, tickets)
+            self.loop.call_soon_threadsafe(self._set_all, tickets)
         except RuntimeError:
             for ticket in tickets:
                 ticket.abandon()
 
     @staticmethod
-    def _set(tickets: list[Ticket]) -> None:
+    def _set_all(tickets: list[Ticket]) -> None:
         for ticket in tickets:
-            future = ticket.future
-            if future is not None and not future.done():
-                future.set_result(None)
+            if ticket.future is not None:
+                _set(ticket.future)
 
 
 class Desk(Protocol):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import LedgerForked, NotALedger, StoreFailed, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
 from ..place import Place, check_content, warn_if_shared
-from ..rows import COLUMNS, from_row, to_row
+from ..rows import COLUMNS, from_row, to_batch, to_row
 
 if TYPE_CHECKING:
     import duckdb
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MIGRATIONS: dict[int, str] = {}
 _SELECT = ", ".join(COLUMNS)
 _FETCH = 20_000
+MANY = 150  # from here on an Arrow batch is cheaper than the appender, and leaves the interpreter free while it is written
 
 _open_stores: weakref.WeakSet[DuckDBStore] = weakref.WeakSet()
 
@@ -145,8 +146,13 @@ class DuckDBStore:
         if self._pid != os.getpid():
             raise LedgerForked(self._pid)
         try:
-            self._appender.append_rows([to_row(event) for event in events])
-            self._appender.flush()
+            if len(events) < MANY:
+                self._appender.append_rows([to_row(event) for event in events])
+                self._appender.flush()
+            else:
+                self._con.register("_new", to_batch(events))
+                self._con.execute("insert into events select * from _new").fetchall()
+                self._con.unregister("_new")
         except Exception as error:
             raise StoreFailed(_first_line(error)) from error
 

@@ -1,0 +1,51 @@
+"""The command and its parts."""
+
+# ruff: noqa: FBT002 - a flag on the command line is named where it is given
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tokenbudget_lab import __version__
+
+from . import budgets, keepers, looks, runs
+from .shell import Commands, examples
+
+app = typer.Typer(
+    name="tokenbudget",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "tokenbudget demo",
+        "tokenbudget budget create prompt-study --usd 25",
+        "tokenbudget status",
+        'tokenbudget sql "select model, sum(cost_usd) from calls group by all"',
+    )
+    + "\n\nEnds with 0 if all is fine, 1 if something was refused, is over or unsound, 2 for bad usage or input, "
+    "3 if the ledger cannot be reached.",
+)
+for part in (runs, budgets, looks, keepers):
+    app.add_typer(part.app)
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if asked:
+        typer.echo(f"tokenbudget {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version of tokenbudget_lab and leave."),
+    ] = False,
+) -> None:
+    """Hard token and dollar budgets for experiments with language models.
+
+    The ledger is a file: --ledger PATH, or the one that TOKENBUDGET_LEDGER names, or the default one in your data folder.
+    """

@@ -1,0 +1,369 @@
+"""A reservation and the receipts of what ends it.
+
+What may be refused is asked: `reserve(...)` and `extend(...)` do nothing until they are entered, awaited, or called by
+their `_sync` twin. What no limit can refuse is submitted at once and returns a receipt: `commit`, `rollback`, `record`,
+`adjust`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from .checks import seconds, text_of
+from .commands import Command, Commit, Extend, GetEntry, Lose, Reserve, Rollback
+from .errors import InvalidValue, LedgerUnavailable, NotEntered
+from .limits import instant
+from .usage import Usage, pico_of, tokens_of, usd_of
+from .writer import Ticket
+
+if TYPE_CHECKING:
+    from .ledger import Ledger
+
+log = logging.getLogger("tokenbudget_lab")
+Counts = tuple[int | None, int | None, int | None, int | None, int | None]
+_NO_COUNTS: Counts = (None, None, None, None, None)
+_COUNTED = 10  # fields of the answer to what counts something
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What the ledger recorded for a call.
+
+    Attributes:
+        usd: cost; `None` where there is no price.
+        basis: `measured`, `estimated` or `unknown`.
+        overrun: more than the hold was used.
+        late: the reservation had expired before.
+        seq: the event.
+    """
+
+    reservation: str
+    seq: int
+    at: datetime
+    usd: Decimal | None
+    tokens: int | None
+    requests: int | None
+    basis: str | None
+    overrun: bool
+    late: bool
+
+
+class Receipt:
+    """Something that was handed in and that no limit can refuse; await it, or ask for its `result()`.
+
+    Raises (when read):
+        ReservationClosed: the reservation had ended in another way.
+        LedgerUnavailable: it could not be written.
+    """
+
+    __slots__ = ("_handle", "_ledger", "_read", "_ticket")
+
+    def __init__(self, ledger: Ledger, ticket: Ticket, handle: object) -> None:
+        self._ledger, self._ticket, self._handle, self._read = ledger, ticket, handle, False
+        ticket.receipt = self
+
+    def settled(self) -> None:
+        """The answer is there; an error, or an alert, is not to be lost when nobody reads it."""
+        ticket = self._ticket
+        if (ticket.error is not None or (len(ticket.answer) == _COUNTED and ticket.answer[9])) and not self._read:
+            self._ledger.unread.append(self)
+
+    @property
+    def done(self) -> bool:
+        """Whether the ledger has answered."""
+        return self._ticket.settled
+
+    def result(self, timeout_s: float | None = None) -> Counted | str:
+        """Wait for the answer.
+
+        Args:
+            timeout_s: how long at most, in seconds.
+
+        Returns:
+            What was counted; for a rollback the reservation's state.
+
+        Raises:
+            TimeoutError: no answer yet; it is still on its way.
+        """
+        if not self._ticket.wait(timeout_s):
+            raise TimeoutError(f"no answer within {timeout_s} s; the command is still on its way")
+        return self._told()
+
+    def __await__(self) -> Generator[Any, None, Counted | str]:
+        if not self._ticket.settled:
+            yield from self._ticket.future_here().__await__()
+        return self._told()
+
+    async def wait_async(self) -> None:
+        """Await the answer and raise its error, without reading it."""
+        ticket = self._ticket
+        if not ticket.settled:
+            await ticket.future_here()
+        if ticket.error is not None or self._ledger.unread:
+            self._told()
+
+    def _told(self) -> Counted | str:
+        self._read = True
+        if self._ledger.unread:
+            with contextlib.suppress(ValueError):
+                self._ledger.unread.remove(self)
+        answer = self._ticket.outcome()
+        if len(answer) != _COUNTED:
+            return str(answer[1])  # of a rollback: id and state
+        if answer[9]:
+            self._ledger.alert(answer[9])
+        usd = None if answer[3] is None else usd_of(answer[3])
+        return Counted(answer[0], answer[1], instant(answer[2]), usd, *answer[4:9])
+
+    def belongs_to(self, handle: object) -> bool:
+        """Whether that handle made it."""
+        return self._handle is handle
+
+    def __repr__(self) -> str:
+        if not self.done:
+            return "Receipt(on its way)"
+        return f"Receipt({self._ticket.error or self._ticket.answer[:6]})"
+
+
+class Reservation:
+    """Resources held for one call, until it is committed, rolled back, or expires.
+
+    Attributes:
+        id: a UUID version 7.
+        budget: the name of its budget.
+        usd, tokens, requests: what is held.
+        expires: when it ends by itself (UTC).
+    """
+
+    __slots__ = ("_ended", "_ledger", "_receipts", "_state", "budget", "expires", "id", "model", "requests", "tokens", "usd")
+
+    def __init__(self, ledger: Ledger, command: Reserve, answer: tuple[Any, ...]) -> None:
+        self._ledger, self._ended = ledger, False
+        self._receipts: list[Receipt] = []
+        self.id: str = answer[0]
+        self.budget, self.model = command.budget, command.model
+        self.usd = None if command.usd is None else usd_of(command.usd)
+        self.tokens, self.requests = command.tokens, command.requests
+        self.expires = None if answer[3] is None else instant(answer[3])
+        self._state: str = answer[4]
+        if self._state == "open":
+            ledger.hold(self)
+
+    def commit(
+        self,
+        usage: Any = None,
+        *,
+        usd: Decimal | int | str | float | None = None,
+        tokens: int | None = None,
+        requests: int | None = None,
+        basis: Literal["measured", "estimated", "unknown"] = "measured",
+        response_id: str | None = None,
+    ) -> Receipt:
+        """Record what the call used and end the reservation.
+
+        Args:
+            usage: token counts: a `Usage`, or what the provider's SDK reports.
+            usd: the cost, where it is not to be computed from the model's price.
+            tokens: input and output together, where there is no `usage`.
+            requests: calls; as held where not given.
+            basis: how the amounts are known.
+            response_id: the provider's id of the reply, to join with your own results.
+
+        Returns:
+            A receipt. A resource that is not given is counted as it was held, with basis `unknown`.
+
+        Raises:
+            InvalidValue: nothing was given, or not in 0 ….
+        """
+        self._ledger.raise_unread(self)
+        if usage is None and usd is None and tokens is None and requests is None:
+            raise InvalidValue("commit", "needs what the call used: reply.usage, a tbl.Usage, usd=… or tokens=…")
+        used = Usage.of(usage) if usage is not None else None
+        detail = None
+        pico = None if usd is None else pico_of("usd", usd)
+        if pico is None and used is not None and self.model is not None:
+            pico, detail = self._ledger.cost(used, self.model)
+        if tokens is None and used is not None:
+            tokens = used.tokens
+        command = Commit(
+            self._ledger.new_id(), self.id, pico, None if tokens is None else tokens_of("tokens", tokens),
+            None if requests is None else tokens_of("requests", requests), basis_of(basis), *counts_of(used),
+            text_of("response_id", response_id), None, detail,
+        )  # fmt: skip
+        return self._submit(command)
+
+    def rollback(self) -> Receipt:
+        """Give everything back: the call was never sent, or the provider refused it."""
+        self._ledger.raise_unread(self)
+        return self._submit(Rollback(self._ledger.new_id(), self.id))
+
+    def lose(self) -> Receipt:
+        """End it as its expiry would, but now: nobody knows whether the call was billed."""
+        return self._submit(Lose(self._ledger.new_id(), self.id))
+
+    def _submit(self, command: Command) -> Receipt:
+        receipt = self._ledger.submit(command, self)
+        self._receipts.append(receipt)
+        self._ended = True
+        self._ledger.let_go(self)
+        return receipt
+
+    def extend(self, timeout: float | timedelta) -> Extending:
+        """Ask for more time: await it, or use `extend_sync`.
+
+        Args:
+            timeout: seconds (or a timedelta) from now, 1 s to 48 h; the expiry never comes nearer.
+        """
+        return Extending(self, Extend(self._ledger.new_id(), self.id, seconds("timeout", timeout)))
+
+    def extend_sync(self, timeout: float | timedelta) -> datetime | None:
+        """Move the expiry to `timeout` seconds from now.
+
+        Raises:
+            ReservationClosed: it has ended.
+        """
+        return self.extended(self._ledger.ask(self.extend(timeout).command))
+
+    def extended(self, answer: tuple[Any, ...]) -> datetime | None:
+        """Take over the new expiry."""
+        self.expires = None if answer[3] is None else instant(answer[3])
+        return self.expires
+
+    @property
+    def state(self) -> str:
+        """`open`, `committed`, `rolled_back`, `released` or `counted`, as the ledger has it now."""
+        self._state = str(self._ledger.ask(GetEntry(self._ledger.new_id(), self.id))[2])
+        return self._state
+
+    def leave(self, error: BaseException | None) -> Receipt | None:
+        """What leaving the block does: nothing after commit or rollback, else a loss (error) or a rollback."""
+        if not self._ended and self._state == "open":
+            return self.lose() if error is not None else self.rollback()
+        return self._receipts[-1] if self._receipts else None
+
+    def __repr__(self) -> str:
+        held = ", ".join(
+            f"{name}={value}" for name, value in (("usd", self.usd), ("tokens", self.tokens), ("requests", self.requests)) if value is not None
+        )
+        until = f", expires {self.expires:%H:%M:%S} UTC" if self.expires else ""
+        return f"Reservation({self.id} on {self.budget}: {held}{until})"
+
+
+class Extending:
+    """An extension that was not asked for yet: await it."""
+
+    __slots__ = ("command", "reservation")
+
+    def __init__(self, reservation: Reservation, command: Extend) -> None:
+        self.reservation, self.command = reservation, command
+
+    def __await__(self) -> Generator[Any, None, datetime | None]:
+        answer = yield from self.reservation._ledger.ask_async(self.command).__await__()  # noqa: SLF001 - one file, one idea
+        return self.reservation.extended(answer)
+
+
+class Reserving:
+    """A reservation that was not asked for yet: enter it (`with`, `async with`) or await it."""
+
+    __slots__ = ("_arguments", "_asked", "_held", "_ledger", "_make")
+
+    def __init__(self, ledger: Ledger, make: Callable[..., Reserve], arguments: tuple[Any, ...]) -> None:
+        self._asked = False
+        self._ledger, self._make, self._arguments = ledger, make, arguments
+        self._held: Reservation | None = None
+
+    def _command(self) -> Reserve:
+        if self._asked:
+            raise NotEntered("this reserve(...) was entered before; make a new one for a new call")
+        self._asked = True
+        return self._make(*self._arguments)
+
+    def ask(self) -> Reservation:
+        """Ask now and block until it is granted or refused."""
+        self._held = self._ledger.reserve(self._command())
+        return self._held
+
+    async def _ask(self) -> Reservation:
+        self._held = await self._ledger.reserve_async(self._command())
+        return self._held
+
+    def __await__(self) -> Generator[Any, None, Reservation]:
+        return self._ask().__await__()
+
+    def __enter__(self) -> Reservation:
+        return self.ask()
+
+    async def __aenter__(self) -> Reservation:
+        held = self._held = await self._ledger.reserve_async(self._command())
+        return held
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        receipt = self._leave(error)
+        if receipt is not None:
+            try:
+                receipt.result()
+            except Exception as failed:
+                _beside(failed, error)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        receipt = self._leave(error)
+        if receipt is not None:
+            try:
+                await receipt.wait_async()
+            except Exception as failed:
+                _beside(failed, error)
+
+    def _leave(self, error: BaseException | None) -> Receipt | None:
+        held = self._held
+        if held is None:
+            return None
+        try:
+            return held.leave(error)
+        except LedgerUnavailable as failed:
+            _beside(failed, error)
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise NotEntered(
+            f".{name}: nothing is reserved yet. Write `with budget.reserve(...) as call:`, `await budget.reserve(...)`, "
+            "or budget.reserve_sync(...)"
+        )
+
+    def __repr__(self) -> str:
+        return f"<reserve(...), {'asked' if self._asked else 'not asked yet: enter or await it'}>"
+
+    def __del__(self, warn: Any = warnings.warn) -> None:
+        if not self._asked:
+            warn("a reserve(...) was never entered or awaited, so nothing was reserved", RuntimeWarning, source=self, stacklevel=2)
+
+
+def _beside(failed: Exception, error: BaseException | None) -> None:
+    """Raise what went wrong while leaving; beside an error of the block's own it becomes a note on that."""
+    if error is None:
+        raise failed
+    error.add_note(f"tokenbudget: the reservation could not be ended: {failed}")
+    log.warning("the reservation could not be ended: %s", failed)
+
+
+def counts_of(used: Usage | None) -> Counts:
+    """Input, output, cache read, cache write and reasoning tokens, as events have them."""
+    if used is None:
+        return _NO_COUNTS
+    return (used.input_tokens, used.output_tokens, used.cache_read_tokens, used.cache_write_tokens, used.reasoning_tokens)
+
+
+def basis_of(basis: str) -> str:
+    """Check how amounts are known."""
+    if basis not in ("measured", "estimated", "unknown"):
+        raise InvalidValue("basis", f"{basis!r} is not 'measured', 'estimated' or 'unknown'")
+    return basis

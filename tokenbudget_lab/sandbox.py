@@ -1,0 +1,252 @@
+"""SQL over a ledger's events, where it can do no harm: in a DuckDB of this process that is made for one query.
+
+Its tables are `events` and the views `calls`, `reservations`, `budgets` and `balances` (`stores/views.sql`). The instance
+that owns the ledger never sees the query. Three fences stand one behind the other: DuckDB's own parse of the query must be
+one SELECT over tables and harmless table functions; it runs in a read-only transaction; and the instance has its settings
+locked, with no files, no extensions and no Python variables to reach.
+
+Only those columns travel that DuckDB's planner finds in use. Touching another one is an error inside DuckDB, and the query
+is then run with all of them: a column that was not loaded can never be taken for an empty one.
+
+In here instants are TIMESTAMP WITH TIME ZONE, so `date_trunc('day', ts)` means days in UTC, and
+`date_trunc('day', ts at time zone 'Europe/Berlin')` means days in Berlin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from .errors import QueryRefused
+from .rows import COLUMNS, INSTANTS, TEXT, USD
+from .writer import Desk
+
+if TYPE_CHECKING:
+    import duckdb
+    import polars as pl
+
+_FENCED = {
+    "enable_external_access": False,
+    "python_enable_replacements": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+    "temp_directory": "",  # else the folder .tmp of the working folder may be read and written
+}
+_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+_TABLE_FUNCTIONS = {"range", "generate_series", "unnest", "repeat", "json_each", "json_tree"}
+_PLANNED_BY = "unused_columns"  # the one optimizer that runs when a query is asked for its columns
+_NOT_LOADED = "this column was not loaded"
+_TYPES = {
+    **dict.fromkeys(COLUMNS, "bigint"),
+    **dict.fromkeys(TEXT, "varchar"),
+    **dict.fromkeys(USD, "decimal(38, 12)"),
+    **dict.fromkeys(INSTANTS, "timestamptz"),
+    **dict.fromkeys(("command", "reservation"), "uuid"),
+    "windows": "timestamptz[]",
+    "tags": "map(varchar, varchar)",
+    "hash": "blob",
+}
+_FIRST_LINES = 6
+
+
+def run(desk: Desk, query: str, parameters: Mapping[str, Any] | None = None) -> pl.DataFrame:
+    """Answer one SELECT; Ctrl-C ends it.
+
+    Args:
+        desk: where the events come from.
+        query: DuckDB's SQL; `$name` stands for a parameter.
+        parameters: values by name.
+
+    Returns:
+        Its rows: USD as Decimal, instants aware in UTC, ids as String, tags as Map(String, String). A sum of integers is
+        Int64.
+
+    Raises:
+        QueryRefused: not one SELECT, it reaches outside, or DuckDB cannot run it.
+    """
+    if not isinstance(query, str):
+        raise QueryRefused(f"{type(query).__name__} is no SQL text")
+    import duckdb
+
+    given = dict(parameters or {}) or None
+    con = duckdb.connect(":memory:", config=dict(_FENCED))
+    try:
+        return _interruptible(con, lambda: _answer(con, desk, query, given))
+    finally:
+        con.close()
+
+
+def _interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    """Work in a thread of its own: DuckDB itself does not reliably stop at Ctrl-C, an idle main thread does."""
+    results: list[pl.DataFrame] = []
+    errors: list[BaseException] = []
+
+    def worker() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            errors.append(error)
+
+    thread = threading.Thread(target=worker, name="tokenbudget sql", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        while thread.is_alive():  # an interrupt between two statements is lost, so it is said again
+            con.interrupt()
+            thread.join(0.05)
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _answer(con: duckdb.DuckDBPyConnection, desk: Desk, query: str, given: dict[str, Any] | None) -> pl.DataFrame:
+    import duckdb
+
+    con.execute("set TimeZone = 'UTC'")
+    with _told():
+        text = _checked(con, query)
+    con.execute(f"create table events ({', '.join(f'{name} {kind}' for name, kind in _TYPES.items())})")
+    con.execute(files("tokenbudget_lab.stores").joinpath("views.sql").read_text())
+    con.execute(f"set disabled_optimizers = '{','.join(_optimizers(con))}'")
+    with _told():
+        needed = _needed(con, text, given)
+    con.execute("reset disabled_optimizers")
+    con.execute("set lock_configuration = true")
+    con.execute("drop table events")
+    _load(con, desk, needed)
+    try:
+        with _told():
+            return _fetched(con, text, given)
+    except duckdb.InvalidInputException:
+        con.execute("drop view events")
+        con.execute("drop table loaded")
+        _load(con, desk, COLUMNS)
+        with _told():
+            return _fetched(con, text, given)
+
+
+# --- what may run ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """DuckDB's errors, in DuckDB's words."""
+    import duckdb
+    import polars as pl
+
+    try:
+        yield
+    except duckdb.InterruptException:
+        raise
+    except (duckdb.Error, pl.exceptions.PolarsError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        if lines and lines[0].endswith(_NOT_LOADED):
+            raise
+        raise QueryRefused("\n".join(lines[:_FIRST_LINES]) or type(error).__name__) from None
+
+
+def _checked(con: duckdb.DuckDBPyConnection, query: str) -> str:
+    """The text of the one statement, after a look at its parse tree; nothing has run or been bound by then."""
+    statements = con.extract_statements(query)
+    if len(statements) != 1:
+        raise QueryRefused(f"it has {len(statements)} statements, not one SELECT")
+    kind, text = statements[0].type.name, statements[0].query
+    if kind != "SELECT":
+        raise QueryRefused(f"{'it' if kind == 'MULTI' else kind.replace('_', ' ')} is no plain SELECT; a query only reads")
+    row = con.execute("select json_serialize_sql($1::varchar)", [text]).fetchone()
+    try:
+        tree = json.loads(row[0]) if row else {}
+    except RecursionError:
+        raise QueryRefused("it is nested too deeply") from None
+    if tree.get("error", True):
+        raise QueryRefused(str(tree.get("error_message", "DuckDB cannot take it apart")))
+    waiting: list[Any] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            _look_at(node)
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+    return text
+
+
+def _look_at(node: dict[str, Any]) -> None:
+    kind = node.get("type")
+    if isinstance(kind, str) and kind.endswith("_NODE") and kind not in _NODES:
+        raise QueryRefused(f"{kind.removesuffix('_NODE').removesuffix('_QUERY')} inside a query; a query only reads")
+    if kind == "TABLE_FUNCTION":
+        name = str(node.get("function", {}).get("function_name", "")).lower()
+        if name not in _TABLE_FUNCTIONS:
+            raise QueryRefused(f"{name}(…) is not one of the ledger's tables, nor of {', '.join(sorted(_TABLE_FUNCTIONS))}")
+
+
+# --- what has to travel ------------------------------------------------------------------------------------------------
+
+
+def _optimizers(con: duckdb.DuckDBPyConnection) -> list[str]:
+    return [name for (name,) in con.execute("select name from duckdb_optimizers()").fetchall() if name != _PLANNED_BY]
+
+
+def _needed(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | None) -> Sequence[str]:
+    """The columns of events that the plan reads; all of them where the plan does not say."""
+    rows = con.execute(f"explain (format json) {text}", given).fetchall()
+    needed: set[str] = set()
+    waiting: list[Any] = [json.loads(row[1]) for row in rows]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+            continue
+        waiting += node.get("children", [])
+        told = node.get("extra_info", {})
+        if str(told.get("Table", "")).endswith("events"):
+            used = told.get("Projections", list(COLUMNS))
+            needed |= {used} if isinstance(used, str) else set(used)
+    return [name for name in COLUMNS if name in needed]
+
+
+def _load(con: duckdb.DuckDBPyConnection, desk: Desk, needed: Sequence[str]) -> None:
+    """Make `events` with these columns in it; the others are there, and fail when they are read."""
+    chosen = needed or ("seq",)
+    con.execute(f"create table loaded ({', '.join(f'{name} {_TYPES[name]}' for name in chosen)})")
+    reader = desk.arrow(chosen)
+    try:
+        con.register("incoming", reader)
+        con.execute(f"insert into loaded select {', '.join(chosen)} from incoming")  # noqa: S608 - names of our own
+        con.unregister("incoming")
+    finally:
+        reader.close()
+    shown = [name if name in chosen else f"error('{_NOT_LOADED}')::{kind} as {name}" for name, kind in _TYPES.items()]
+    con.execute(f"create view events as select {', '.join(shown)} from loaded")  # noqa: S608 - as above
+
+
+# --- the answer ----------------------------------------------------------------------------------------------------------
+
+
+def _fetched(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | None) -> pl.DataFrame:
+    import polars as pl
+
+    con.execute("begin transaction read only")
+    try:
+        answer = con.sql(text, params=given)
+        sums = [name for name, kind in zip(answer.columns, answer.types, strict=True) if str(kind) == "HUGEINT"]
+        frame: pl.DataFrame = answer.pl()
+    finally:
+        con.execute("rollback")
+    return frame.with_columns(_int64(frame[name]) for name in sums)
+
+
+def _int64(sums: pl.Series) -> pl.Series:
+    """A sum of integers, as an integer; it stays a Decimal where it is too large."""
+    import polars as pl
+
+    whole = sums.cast(pl.Int64, strict=False)
+    return whole if whole.null_count() == sums.null_count() else sums
