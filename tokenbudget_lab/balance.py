@@ -10,7 +10,6 @@ from typing import Any
 
 from .errors import money
 from .limits import FOREVER, RESOURCES, decimal_or_int, instant
-from .usage import usd_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +98,8 @@ class Balance:
             parts.append("no limit")
         if self.calls_in_flight:
             parts.append(f"{self.calls_in_flight} in flight")
-        if self.unpriced_calls:
-            parts.append(f"{self.unpriced_calls} calls without a price")
+        if self.unpriced_calls and (self.committed_usd or self.left_usd is not None):
+            parts.append(f"{self.unpriced_calls} without a price")
         if self.window_ends is not None:
             parts.append(f"resets {self.window_ends:%Y-%m-%d %H:%M} UTC")
         if self.closed:
@@ -143,7 +142,7 @@ def _limits(row: Sequence[Any]) -> list[LimitBalance]:
     name, window, *caps = row[:5]
     ends = None if row[6] >= FOREVER else instant(row[6])
     return [
-        LimitBalance(name, resource, window, *(usd_of(v) if resource == "usd" else v for v in (cap, row[7 + n], row[10 + n])), ends)
+        LimitBalance(name, resource, window, *(decimal_or_int(resource, v) for v in (cap, row[7 + n], row[10 + n])), ends=ends)
         for n, (resource, cap) in enumerate(zip(RESOURCES, caps, strict=True))
         if cap is not None
     ]

@@ -411,7 +411,7 @@ class Decisions:
         """End every reservation whose time has run out."""
         due, tick = self.state.due, ""
         while due and due[0][0] <= ts:
-            expires, id = heappop(due)  # noqa: A001 - a reservation's id
+            expires, _, id = heappop(due)  # noqa: A001 - a reservation's id
             entry = self.state.entries.get(id)
             if entry is not None and entry.state == OPEN and entry.expires == expires:
                 tick = tick or self.ids()

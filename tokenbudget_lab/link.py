@@ -115,7 +115,7 @@ class Link:
                 self._needed.set()
                 continue
             while self._outbox:
-                batch = []
+                batch: list[tuple[int, Ticket]] = []
                 with suppress(IndexError):
                     while len(batch) < AT_ONCE:
                         batch.append(self._outbox.popleft())
@@ -304,7 +304,7 @@ def connect(place: Place, purpose: str) -> Connection:
         connection = find(place, purpose)
         if connection is not None:
             return connection
-        started = _start(place)
+        started = _start_alone(place)
         if "error" in started:
             raise error_from_wire((started["error"][0], tuple(started["error"][1])))
         if "busy" in started:
@@ -314,9 +314,9 @@ def connect(place: Place, purpose: str) -> Connection:
             if alone_since is not None and now - alone_since > EMBEDDED_S:
                 raise place.busy("That process opened it with embedded=True; close it there.")
         if time.monotonic() > deadline:
-            raise KeeperUnreachable(str(place.file), f"none came up within {CONNECT_S:g} s ({started or 'it said nothing'}); see {place.log}")
+            raise KeeperUnreachable(str(place.file), f"none came up within {CONNECT_S:g} s; see {place.log}")
         time.sleep(pause)
-        pause = min(pause * 2, 0.1)
+        pause = min(pause * 1.5, 0.05)
 
 
 def find(place: Place, purpose: str) -> Connection | None:
@@ -342,6 +342,18 @@ def find(place: Place, purpose: str) -> Connection | None:
         connection.close()
         raise error_from_wire(what)
     return connection
+
+
+def _start_alone(place: Place) -> dict[str, Any]:
+    """Start a keeper unless another process is just doing that: twenty kernels that lost theirs need one, not twenty."""
+    import filelock
+
+    lock = filelock.FileLock(place.folder / "starting", mode=0o600, preserve_lock_file=True, fallback_to_soft=False, blocking=False)
+    try:
+        with lock:
+            return _start(place)
+    except filelock.Timeout:
+        return {}
 
 
 def _start(place: Place) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from .errors import QueryRefused
+from .errors import LedgerUnavailable, QueryRefused
 from .rows import COLUMNS, INSTANTS, TEXT, USD
 from .writer import Desk
 
@@ -107,59 +107,54 @@ def _interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], pl.DataFra
 
 
 def _answer(con: duckdb.DuckDBPyConnection, desk: Desk, query: str, given: dict[str, Any] | None) -> pl.DataFrame:
-    import duckdb
-
     con.execute("set TimeZone = 'UTC'")
-    with _told():
-        text = _checked(con, query)
+    text = _checked(con, query)
     con.execute(f"create table events ({', '.join(f'{name} {kind}' for name, kind in _TYPES.items())})")
     con.execute(files("tokenbudget_lab.stores").joinpath("views.sql").read_text())
     con.execute(f"set disabled_optimizers = '{','.join(_optimizers(con))}'")
-    with _told():
-        needed = _needed(con, text, given)
+    needed = _needed(con, text, given)
     con.execute("reset disabled_optimizers")
     con.execute("set lock_configuration = true")
     con.execute("drop table events")
     _load(con, desk, needed)
     try:
-        with _told():
-            return _fetched(con, text, given)
-    except duckdb.InvalidInputException:
-        con.execute("drop view events")
-        con.execute("drop table loaded")
-        _load(con, desk, COLUMNS)
-        with _told():
-            return _fetched(con, text, given)
+        return _fetched(con, text, given)
+    except QueryRefused as refused:
+        if _NOT_LOADED not in refused.reason:
+            raise
+    con.execute("drop view events")
+    con.execute("drop table loaded")
+    _load(con, desk, COLUMNS)
+    return _fetched(con, text, given)
 
 
 # --- what may run ------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """DuckDB's errors, in DuckDB's words."""
+def _refusing() -> Iterator[None]:
+    """DuckDB's errors in DuckDB's words."""
     import duckdb
     import polars as pl
 
     try:
         yield
-    except duckdb.InterruptException:
-        raise
     except (duckdb.Error, pl.exceptions.PolarsError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        if lines and lines[0].endswith(_NOT_LOADED):
-            raise
         raise QueryRefused("\n".join(lines[:_FIRST_LINES]) or type(error).__name__) from None
 
 
 def _checked(con: duckdb.DuckDBPyConnection, query: str) -> str:
     """The text of the one statement, after a look at its parse tree; nothing has run or been bound by then."""
-    statements = con.extract_statements(query)
+    with _refusing():
+        statements = con.extract_statements(query)
     if len(statements) != 1:
         raise QueryRefused(f"it has {len(statements)} statements, not one SELECT")
     kind, text = statements[0].type.name, statements[0].query
+    if kind == "MULTI":
+        raise QueryRefused("it takes several steps; give a PIVOT its columns: pivot … on … in (…)")
     if kind != "SELECT":
-        raise QueryRefused(f"{'it' if kind == 'MULTI' else kind.replace('_', ' ')} is no plain SELECT; a query only reads")
+        raise QueryRefused(f"{kind.replace('_', ' ')} is no SELECT; a query only reads")
     row = con.execute("select json_serialize_sql($1::varchar)", [text]).fetchone()
     try:
         tree = json.loads(row[0]) if row else {}
@@ -197,7 +192,14 @@ def _optimizers(con: duckdb.DuckDBPyConnection) -> list[str]:
 
 def _needed(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | None) -> Sequence[str]:
     """The columns of events that the plan reads; all of them where the plan does not say."""
-    rows = con.execute(f"explain (format json) {text}", given).fetchall()
+    with _refusing():
+        answer = con.sql(text, params=given)
+        for name, type_ in zip(answer.columns, answer.types, strict=True):
+            if str(type_).startswith(("INTERVAL", "UNION")):
+                raise QueryRefused(
+                    f"column {name} is {type_}, which no frame can hold; of an interval take epoch({name}), its seconds"
+                )
+        rows = con.execute(f"explain (format json) {text}", given).fetchall()
     needed: set[str] = set()
     waiting: list[Any] = [json.loads(row[1]) for row in rows]
     while waiting:
@@ -215,6 +217,8 @@ def _needed(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | N
 
 def _load(con: duckdb.DuckDBPyConnection, desk: Desk, needed: Sequence[str]) -> None:
     """Make `events` with these columns in it; the others are there, and fail when they are read."""
+    import duckdb
+
     chosen = needed or ("seq",)
     con.execute(f"create table loaded ({', '.join(f'{name} {_TYPES[name]}' for name in chosen)})")
     reader = desk.arrow(chosen)
@@ -222,6 +226,8 @@ def _load(con: duckdb.DuckDBPyConnection, desk: Desk, needed: Sequence[str]) -> 
         con.register("incoming", reader)
         con.execute(f"insert into loaded select {', '.join(chosen)} from incoming")  # noqa: S608 - names of our own
         con.unregister("incoming")
+    except duckdb.Error as error:
+        raise LedgerUnavailable(f"the events could not be read: {error}") from error
     finally:
         reader.close()
     shown = [name if name in chosen else f"error('{_NOT_LOADED}')::{kind} as {name}" for name, kind in _TYPES.items()]
@@ -236,9 +242,10 @@ def _fetched(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | 
 
     con.execute("begin transaction read only")
     try:
-        answer = con.sql(text, params=given)
-        sums = [name for name, kind in zip(answer.columns, answer.types, strict=True) if str(kind) == "HUGEINT"]
-        frame: pl.DataFrame = answer.pl()
+        with _refusing():
+            answer = con.sql(text, params=given)
+            sums = [name for name, kind in zip(answer.columns, answer.types, strict=True) if str(kind) == "HUGEINT"]
+            frame: pl.DataFrame = answer.pl()
     finally:
         con.execute("rollback")
     return frame.with_columns(_int64(frame[name]) for name in sums)

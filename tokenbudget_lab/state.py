@@ -120,7 +120,7 @@ class State:
         self.entries: dict[str, Entry] = {}
         self.keys: dict[tuple[str, str], str] = {}
         self.done: dict[str, Event] = {}  # commands that ended nothing: limits, extensions, adjustments
-        self.due: list[tuple[int, str]] = []  # a heap of expiries; ended reservations are skipped when met
+        self.due: list[tuple[int, int, str]] = []  # a heap of expiries, in order of `seq`; ended ones are skipped when met
         self.open_count = 0
         self.forgotten_until = 0  # what ended before this instant may have been forgotten
         self.forgets = True  # with each event; who decides says when instead, because a batch looks up before it decides
@@ -202,15 +202,15 @@ class State:
             t.open_count += 1
         self.open_count += 1
         if event.expires is not None:
-            heappush(self.due, (event.expires, entry.id))
+            heappush(self.due, (event.expires, event.seq, entry.id))
             if len(self.due) > 2 * self.open_count + 10_000:
-                self.due = [(e.expires, e.id) for e in self.entries.values() if e.state == OPEN and e.expires is not None]
+                self.due = [(e.expires, e.seq, e.id) for e in self.entries.values() if e.state == OPEN and e.expires is not None]
                 heapify(self.due)
 
     def _extended(self, event: Event) -> None:
         entry = self._open(event)
         entry.expires = event.expires
-        heappush(self.due, (event.expires or 0, entry.id))
+        heappush(self.due, (event.expires or 0, event.seq, entry.id))
         self.done[event.command] = event
         self._remember(event.ts, event.command)
 

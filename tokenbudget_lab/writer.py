@@ -328,7 +328,7 @@ class Writer:
     def _until_alarm_s(self) -> float | None:
         due = self.decisions.state.due
         entries = self.decisions.state.entries
-        while due and (due[0][1] not in entries or entries[due[0][1]].state != "open"):
+        while due and (due[0][2] not in entries or entries[due[0][2]].state != "open"):
             heapq.heappop(due)
         alarms = [due[0][0]] if due else []
         alarms += self._alarms[:1]

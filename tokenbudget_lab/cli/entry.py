@@ -25,7 +25,8 @@ app = typer.Typer(
         "tokenbudget status",
         'tokenbudget sql "select model, sum(cost_usd) from calls group by all"',
     )
-    + "\n\nEnds with 0 if all is fine, 1 if something was refused, is over or unsound, 2 for bad usage or input, "
+    + "\n\n"
+    "Ends with 0 if all is fine, 1 if something was refused, is over or unsound, 2 for bad usage or input, "
     "3 if the ledger cannot be reached.",
 )
 for part in (runs, budgets, looks, keepers):

@@ -115,7 +115,7 @@ def replay(
 def _report(report: play.Replay, trace: str) -> Table:
     cap = "none in USD" if report.limit_usd is None else money(report.limit_usd)
     left = "" if report.left_usd is None else f", {money(report.left_usd)} left"
-    each = f"{report.pairs_per_second:,.0f} reserved and committed a second"
+    pace = (report.made + report.refused) / report.seconds if report.seconds else 0
     rows = (
         ("calls made", f"{report.made:,} of {report.calls:,} in {escaped(trace)}"),
         ("refused", f"{report.refused:,}"),
@@ -124,7 +124,7 @@ def _report(report: play.Replay, trace: str) -> Table:
         ("overruns", f"{report.overruns:,} calls, {money(report.overrun_usd)} above their holds"),
         ("holds unused", f"{money(report.unused_usd)} of {money(report.held_usd)} held"),
         ("without a cap", f"{money(report.uncapped_usd)} for the whole trace"),
-        ("took", f"{report.seconds:.1f} s, {each}"),
+        ("took", f"{report.seconds:.1f} s, {pace:,.0f} calls decided a second"),
         ("ledger", escaped(report.ledger)),
     )
     table = Table(box=box.SIMPLE, show_header=False)

@@ -90,7 +90,8 @@ def code_of(error: TokenBudgetError) -> int:
 def complain(error: TokenBudgetError) -> None:
     """Say what went wrong, on stderr, in one line."""
     hint = next((f" {text}" for kind, text in _HINTS.items() if isinstance(error, kind)), "")
-    typer.echo(f"tokenbudget: {render.escaped(str(error))}{hint}", err=True)
+    text = render.escaped(str(error))
+    typer.echo(f"tokenbudget: {text.rstrip('.') + '.' if hint else text}{hint}", err=True)
 
 
 # --- ledgers ---------------------------------------------------------------------------------------------------------------

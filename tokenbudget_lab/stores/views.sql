@@ -60,9 +60,9 @@ select seq, reservation, budget,
        case when beginning = 'reserved' then (epoch_us(ended) - epoch_us(reserved)) / 1e6 end as latency_s,
        expires,
        held_usd, held_tokens, held_requests,
-       case when ending is null then greatest(held_usd - coalesce(part_usd, 0), 0) end::decimal(38, 12) as reserved_usd,
-       case when ending is null then greatest(held_tokens - coalesce(part_tokens, 0), 0) end as reserved_tokens,
-       case when ending is null then greatest(held_requests - coalesce(part_requests, 0), 0) end as reserved_requests,
+       case when ending is null then held_usd - least(held_usd, coalesce(part_usd, 0)) end::decimal(38, 12) as reserved_usd,
+       case when ending is null then held_tokens - least(held_tokens, coalesce(part_tokens, 0)) end as reserved_tokens,
+       case when ending is null then held_requests - least(held_requests, coalesce(part_requests, 0)) end as reserved_requests,
        case when last_kind = 'adjusted' then last_usd
             else coalesce(part_usd + last_usd, part_usd, last_usd) end::decimal(38, 12) as cost_usd,
        case when last_kind = 'adjusted' then last_tokens

@@ -1,0 +1,287 @@
+"""The keeper: shared, killed, elected again; nothing acknowledged is lost and nothing is decided twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from multiprocessing.connection import Client
+from pathlib import Path
+
+import pytest
+
+import tokenbudget_lab as tbl
+from tokenbudget_lab import link
+from tokenbudget_lab.keeper import read_key
+from tokenbudget_lab.place import Place, place_of
+from tokenbudget_lab.wire import pack, unpack
+
+WORKER = Path(__file__).with_name("keeper_worker.py")
+
+
+@pytest.fixture(autouse=True)
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keepers of tests leave half a second after their last client."""
+    monkeypatch.setenv("TOKENBUDGET_KEEPER_LINGER_S", "0.5")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """Where a ledger will live; its keeper is gone afterwards."""
+    where = place_of(tmp_path / "spend.duckdb")
+    yield where
+    link.stop(where)
+
+
+def until(true: Callable[[], bool], within_s: float = 10.0) -> float:
+    """Wait for something that comes about by itself; how long it took."""
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < within_s, "it did not come about in time"
+        time.sleep(0.005)
+    return time.monotonic() - start
+
+
+def owner_pid(place: Place) -> int:
+    return int(place.read_owner()["pid"])
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_two_connections_share_one_keeper_and_see_each_other(place: Place) -> None:
+    """The second `connect` finds the keeper of the first."""
+    with tbl.connect(place.file) as one, tbl.connect(place.file) as two:
+        one.budget("lab", usd=1)
+        with two.budget("lab").reserve(usd="0.30") as call:
+            assert one.budget("lab").balance.reserved_usd == Decimal("0.3")
+            call.commit(usd="0.20")
+        assert one.budget("lab").balance.committed_usd == Decimal("0.2")
+
+
+def test_a_keeper_leaves_shortly_after_its_last_client(place: Place) -> None:
+    """Nothing stays behind: no process, no socket, and the file opens embedded."""
+    with tbl.connect(place.file) as ledger:
+        ledger.budget("lab", usd=1)
+        pid = owner_pid(place)
+    until(lambda: is_gone(pid))
+    assert not list(place.folder.glob("k????????"))
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.budget("lab").balance.left_usd == 1
+
+
+def test_an_embedded_owner_is_named_to_whoever_comes_next(place: Place) -> None:
+    """The error carries the pid of the process that holds the file."""
+    with tbl.connect(place.file, embedded=True), pytest.raises(tbl.LedgerBusy) as caught:
+        tbl.connect(place.file)
+    assert caught.value.pid == os.getpid()
+
+
+def test_a_keeper_is_named_to_whoever_wants_the_file_alone(place: Place) -> None:
+    """`embedded=True` beside a keeper is refused with the keeper's pid."""
+    with tbl.connect(place.file), pytest.raises(tbl.LedgerBusy) as caught:
+        tbl.connect(place.file, embedded=True)
+    assert caught.value.pid == owner_pid(place)
+
+
+def test_a_killed_keeper_is_replaced_and_what_it_acknowledged_is_there(place: Place) -> None:
+    """
+    reserve  a 0.30
+    kill -9  the keeper
+    commit   a 0.20    answered by its successor, within two seconds
+    """
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        call = lab.reserve_sync(usd="0.30")
+        os.kill(owner_pid(place), signal.SIGKILL)
+        start = time.monotonic()
+        call.commit(usd="0.20").result()
+        assert time.monotonic() - start < 2
+        assert lab.balance.committed_usd == Decimal("0.2")
+        ledger.verify()
+
+
+def test_a_waiter_rejoins_the_line_of_the_next_keeper(place: Place) -> None:
+    """A killed keeper forgets who waits; the client sends the wait again."""
+    with tbl.connect(place.file) as ledger, tbl.connect(place.file) as other:
+        lab = ledger.budget("lab", usd=1)
+        first = lab.reserve_sync(usd=1)
+        import threading
+
+        got: list[tbl.Reservation] = []
+        waiter = threading.Thread(target=lambda: got.append(other.budget("lab").reserve_sync(usd="0.5", wait=30)))
+        waiter.start()
+        os.kill(owner_pid(place), signal.SIGKILL)
+        first.rollback().result()
+        waiter.join(10)
+        assert got[0].usd == Decimal("0.5")
+        got[0].rollback().result()
+
+
+def test_the_waiter_of_a_client_that_died_holds_nothing(place: Place, tmp_path: Path) -> None:
+    """A lost connection leaves the line."""
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        first = lab.reserve_sync(usd=1)
+        code = "import sys, tokenbudget_lab as tbl; b = tbl.connect(sys.argv[1]).budget('lab'); print('up', flush=True); b.reserve_sync(usd=1, wait=60)"
+        with subprocess.Popen([sys.executable, "-c", code, str(place.file)], stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            child.kill()
+        first.rollback().result()
+        with lab.reserve(usd=1, wait=10) as call:
+            call.commit(usd=1)
+
+
+@pytest.mark.parametrize("rounds", [pytest.param(3, id="few"), pytest.param(20, id="all", marks=pytest.mark.soak)])
+def test_killed_keepers_and_clients_lose_nothing_and_decide_nothing_twice(place: Place, tmp_path: Path, rounds: int) -> None:
+    """Four processes reserve and commit while keepers and clients are killed in the middle of work.
+
+    Every commit that a worker was told of stands in the ledger, once; no commit stands there twice; a survivor goes on
+    within two seconds of a kill; holds of killed workers end by their expiry; the ledger is sound.
+    """
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1_000_000)
+        notes = [tmp_path / f"acknowledged-{n}-{i}.txt" for n in range(rounds) for i in range(4)]
+        for n in range(rounds):
+            mine = notes[4 * n : 4 * n + 4]
+            workers = [subprocess.Popen([sys.executable, str(WORKER), str(place.file), str(note)]) for note in mine]
+            try:
+                until(lambda mine=mine: all(note.exists() and note.stat().st_size for note in mine), 30)  # type: ignore[misc] # bound now
+                for _ in range(2):
+                    workers[0].kill()
+                    os.kill(owner_pid(place), signal.SIGKILL)
+                    sizes = [note.stat().st_size for note in mine[1:]]
+                    waited = until(lambda mine=mine, sizes=sizes: all(note.stat().st_size > size for note, size in zip(mine[1:], sizes, strict=True)))  # type: ignore[misc] # bound now
+                    assert waited < 2, f"survivors went on after {waited:.2f} s"
+            finally:
+                for worker in workers:
+                    worker.kill()
+                    worker.wait()
+        told = [line for note in notes for line in note.read_text().splitlines() if line.endswith(".")]
+        kept = [event.reservation for event in ledger.desk.events(10**9) if event.kind == "committed"]
+        assert len(kept) == len(set(kept))
+        assert {line.rstrip(".") for line in told} <= set(kept)
+        assert len(told) > 4 * rounds
+        until(lambda: lab.balance.calls_in_flight == 0, 10)
+        ledger.verify()
+
+
+def test_a_client_without_the_key_gets_nowhere_and_disturbs_nobody(place: Place) -> None:
+    """No key, a wrong key, silence, garbage, a message of 10 MB: closed, and the others go on."""
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        address = place.read_owner()["socket"]
+        import multiprocessing
+        import socket
+
+        with pytest.raises((multiprocessing.AuthenticationError, OSError, EOFError)):
+            Client(address, family="AF_UNIX", authkey=b"wrong")
+        silent = socket.socket(socket.AF_UNIX)
+        silent.connect(address)
+        loud = socket.socket(socket.AF_UNIX)
+        loud.connect(address)
+        with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe, as the kernel likes
+            for _ in range(100):
+                loud.sendall(b"\x7f" * 1_000_000)
+        assert lab.balance.left_usd == 1
+        silent.settimeout(5)
+        silent.recv(4096)  # the challenge
+        assert silent.recv(4096) == b""  # and then, two seconds later, the end
+        silent.close()
+        loud.close()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"\xff" * 100, pack((1, 2, 3)), pack(((0, 99),)), pack(((0, 3, "x"),)), pack(((1, 5, "id", "r", -5, None, None, "measured", *[None] * 8),))],
+)
+def test_a_message_that_is_none_closes_that_connection_only(place: Place, message: bytes) -> None:
+    """Garbage, unknown commands, wrong fields and negative amounts are not answered; the ledger does not change."""
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        connection = link.find(place, "commands")
+        assert connection is not None
+        connection.send_bytes(message)
+        with pytest.raises((EOFError, OSError)):
+            connection.recv_bytes()
+        connection.close()
+        assert lab.balance.left_usd == 1
+
+
+def test_another_protocol_is_a_named_error(place: Place) -> None:
+    """Client and keeper of different versions do not guess."""
+    with tbl.connect(place.file):
+        connection = Client(place.read_owner()["socket"], family="AF_UNIX", authkey=read_key(place))
+        connection.send_bytes(pack({"protocol": 99, "purpose": "commands"}))
+        ok, (name, _) = unpack(connection.recv_bytes())
+        assert (ok, name) == (False, "VersionMismatch")
+        connection.close()
+
+
+def test_a_key_that_others_can_read_is_refused(place: Place) -> None:
+    """A prepared key would let its maker in."""
+    place.make_folder()
+    place.key.write_bytes(b"k" * 32)
+    place.key.chmod(0o644)
+    with pytest.raises(tbl.NotALedger, match="key"):
+        tbl.connect(place.file)
+
+
+def test_a_path_too_long_for_a_socket_still_works(tmp_path: Path) -> None:
+    """The socket goes to the user's runtime folder then."""
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    place = place_of(deep / "spend.duckdb")
+    with tbl.connect(place.file) as ledger:
+        assert ledger.budget("lab", usd=1).balance.left_usd == 1
+        assert not place.read_owner()["socket"].startswith(str(deep))
+    link.stop(place)
+
+
+def test_what_a_keeper_cannot_open_is_the_clients_error(place: Place) -> None:
+    """The keeper's reason reaches whoever asked, and the file stays as it was."""
+    place.file.write_bytes(b"not a ledger at all")
+    with pytest.raises(tbl.NotALedger, match="not a DuckDB file"):
+        tbl.connect(place.file)
+    assert place.file.read_bytes() == b"not a ledger at all"
+
+
+def test_a_ledger_held_on_another_host_names_it(place: Place) -> None:
+    """A shared home directory: the error names the host and points to PostgreSQL."""
+    with tbl.connect(place.file, embedded=True):
+        place.owner.write_text(json.dumps({"pid": 4711, "host": "node-17", "role": "embedded"}))
+        with pytest.raises(tbl.LedgerBusy, match="node-17.*postgresql") as caught:
+            tbl.connect(place.file)
+    assert caught.value.host == "node-17"
+
+
+def test_stop_makes_the_keeper_leave_and_the_next_call_starts_another(place: Place) -> None:
+    """`stop` is harmless: whoever still needs the ledger elects a new keeper."""
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        before = owner_pid(place)
+        assert link.stop(place)
+        assert lab.balance.left_usd == 1
+        assert owner_pid(place) != before
+
+
+def test_copying_and_hashing_the_file_while_it_is_used_harms_nothing(place: Place) -> None:
+    """The lock is on another file than DuckDB's own, which such a reader would drop."""
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        place.file.read_bytes()
+        with pytest.raises(tbl.LedgerBusy):
+            tbl.connect(place.file, embedded=True)
+        with lab.reserve(usd="0.5") as call:
+            call.commit(usd="0.5")
+        ledger.verify()

@@ -1,0 +1,312 @@
+"""The demo: a small study against a cap, with parallel calls, failures, and a process that is killed in the middle of a call.
+
+Nothing here is staged but the provider: the ledger, the caps, the refusals and the crash are real. The ledger stays.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Column, Table
+from rich.text import Text
+
+from .balance import Balance
+from .connection import Ledger, connect
+from .demo import DemoItem, demo_client, demo_study
+from .errors import BudgetExceeded
+from .handles import Budget
+from .ledger import Verification
+from .render import ASCII, BLOCKS, amount, balance_text, colored_bar, escaped, left_text
+
+if TYPE_CHECKING:
+    import anthropic
+
+ROOT, CAP_USD = "study", Decimal("0.045")
+SHARES_USD = {"zero-shot": Decimal("0.01"), "few-shot": Decimal("0.015"), "chain-of-thought": Decimal("0.03")}
+PARALLEL = 20
+LATENCY_S = (0.2, 1.2)
+FAILURES, SEED = 0.3, 7
+CRASHED_S = 3.0  # until the hold of the killed process expires
+_LOOK_S, _SAY_S = 0.1, 1.0  # how often a terminal is drawn, and a log gets a line
+_BILLED = 500  # a provider that failed inside may have billed the call; one that refused it has not
+
+_WHERE_IT_WENT = """
+    select split_part(budget, '/', 2) as condition,
+           count(*) filter (state in ('committed', 'counted')) as calls,
+           coalesce(sum(tokens), 0)::bigint as tokens,
+           coalesce(sum(cost_usd), 0) as cost_usd,
+           count(*) filter (state = 'rolled_back') as failed,
+           count(*) filter (basis = 'unknown' and state in ('committed', 'counted')) as unknown,
+           coalesce(sum(cost_usd) filter (basis = 'unknown'), 0) as unknown_usd
+    from calls where starts_with(budget, $root || '/') group by all
+"""
+_FOOTNOTE = (
+    "  Failed: the provider refused the call, and its hold was given back. Unknown: the call may have been billed, so its hold\n"
+    "  counts as spent; one of them is the killed process's."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What one condition of the study came to.
+
+    Attributes:
+        calls: calls that count, those with an unknown fate included.
+        cost_usd: what they cost, `unknown_usd` included.
+        refused: calls that did not fit any more, and were not sent.
+        failed: calls that the provider refused, given back.
+        unknown: calls that may have been billed, counted as they were held.
+    """
+
+    condition: str
+    calls: int
+    tokens: int
+    cost_usd: Decimal
+    refused: int
+    failed: int
+    unknown: int
+    unknown_usd: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """How the demo ended.
+
+    Attributes:
+        ledger: the path of its ledger.
+        balances: of the study and its conditions.
+        refusal: what the first refused call was told.
+        proof: what `verify` said.
+        seconds: how long it took.
+    """
+
+    ledger: str
+    balances: tuple[Balance, ...]
+    conditions: tuple[Condition, ...]
+    refusal: str
+    proof: Verification
+    seconds: float
+
+
+def run(out: Console, where: str | None = None, *, embedded: bool = False) -> Study:
+    """Run the demo and show it.
+
+    Args:
+        out: where to show it; drawn in place on a terminal, in lines elsewhere.
+        where: the ledger's path; in a new temporary folder where not given.
+        embedded: own the file in this process, without a keeper.
+    """
+    began = time.monotonic()
+    path = where or str(Path(tempfile.mkdtemp(prefix="tokenbudget-demo-")) / "demo.duckdb")
+    items = demo_study()
+    out.print(f"A study of {len(items)} calls, {PARALLEL} at a time, against a cap of {amount(CAP_USD, scale=CAP_USD)}.")
+    out.print("The provider answers on this machine: no key, no network. It is slow, and some of its answers are errors.")
+    with connect(path, embedded=embedded) as ledger:
+        _budgets(ledger)
+    out.print(Text(_crash(path, embedded=embedded), style="bold"))
+    with connect(path, embedded=embedded) as ledger:
+        calls = _Calls(ledger)
+        _watch(out, ledger, calls, items)
+        _outlast_the_crash(out, ledger)
+        report = _report(ledger, calls, time.monotonic() - began)
+    show_closing(out, report)
+    return report
+
+
+def _budgets(ledger: Ledger) -> dict[str, Budget]:
+    ledger.budget(ROOT, usd=CAP_USD)
+    return {condition: ledger.budget(f"{ROOT}/{condition}", usd=usd) for condition, usd in SHARES_USD.items()}
+
+
+# --- the crash -----------------------------------------------------------------------------------------------------------
+
+
+def _crash(path: str, *, embedded: bool) -> str:
+    """Let another process reserve, and kill it in the middle of its call."""
+    code = f"from tokenbudget_lab.study import hold; hold({path!r}, embedded={embedded})"
+    home = str(Path(__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env) as child:  # noqa: S603 - our own code
+        assert child.stdout is not None  # noqa: S101 - asked for above; tells the type checker
+        held = child.stdout.readline().strip()
+        child.kill()
+    return f"Process {child.pid} held {held or 'nothing'} and was killed in the middle of its call. Its hold stays for now."
+
+
+def hold(path: str, *, embedded: bool) -> None:
+    """What the other process does: it reserves, asks, and does not live to see the answer."""
+    item = next(item for item in demo_study() if item.condition == "chain-of-thought")
+    ledger = connect(path, embedded=embedded)
+    call = ledger.budget(f"{ROOT}/{item.condition}").reserve_sync(
+        model=item.model,
+        input_tokens=100,
+        max_output_tokens=item.max_tokens,
+        timeout=CRASHED_S,
+        tags={"condition": item.condition},
+    )
+    sys.stdout.write(f"{amount(call.usd, scale=CAP_USD)}\n")
+    sys.stdout.flush()
+    time.sleep(60)
+
+
+def _outlast_the_crash(out: Console, ledger: Ledger) -> None:
+    waiting = False
+    while ledger.budget(ROOT).balance.calls_in_flight:
+        if not waiting:
+            out.print("Every call is answered; the killed one's hold has not expired yet …")
+            waiting = True
+        time.sleep(_LOOK_S)
+
+
+# --- the calls -----------------------------------------------------------------------------------------------------------
+
+
+class _Calls:
+    """The study's calls, and what became of them."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.budgets = _budgets(ledger)
+        self.client = demo_client(latency_s=LATENCY_S, failure_rate=FAILURES, seed=SEED).with_options(max_retries=1)
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.refusal = ""
+
+    def make(self, item: DemoItem) -> None:
+        """Make one call and note how it ended."""
+        self.outcomes[item.condition, self._outcome(item)] += 1
+
+    def _outcome(self, item: DemoItem) -> str:
+        import anthropic
+
+        try:
+            return self._send(item)
+        except BudgetExceeded as refused:
+            self.refusal = self.refusal or f"{item.item} {item.condition}: {refused}"
+            return "refused"
+        except anthropic.APIError:
+            return "unknown"
+
+    def _send(self, item: DemoItem) -> str:
+        """Reserve, ask, commit: what a researcher writes."""
+        import anthropic
+
+        ask: list[anthropic.types.MessageParam] = [{"role": "user", "content": item.prompt}]
+        size = self.client.messages.count_tokens(model=item.model, messages=ask).input_tokens
+        with self.budgets[item.condition].reserve(
+            model=item.model, input_tokens=size, max_output_tokens=item.max_tokens, wait=30,
+            tags={"condition": item.condition, "item": item.item},
+        ) as call:  # fmt: skip
+            try:
+                reply = self.client.messages.create(model=item.model, max_tokens=item.max_tokens, messages=ask)
+            except anthropic.APIStatusError as error:
+                if error.status_code == _BILLED:
+                    raise  # leaving by an exception counts the hold: the call may have been billed
+                call.rollback()
+                return "failed"
+            call.commit(reply.usage, response_id=reply.id)
+        return "made"
+
+    def told(self) -> str:
+        """How many calls ended how, so far."""
+        totals = Counter[str]()
+        for (_, outcome), n in list(self.outcomes.items()):
+            totals[outcome] += n
+        return " · ".join(f"{totals[outcome]} {outcome}" for outcome in ("made", "refused", "failed", "unknown"))
+
+
+def _watch(out: Console, ledger: Ledger, calls: _Calls, items: list[DemoItem]) -> None:
+    """Run all calls and show the balance moving."""
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        running = [pool.submit(calls.make, item) for item in items]
+        try:
+            _show_while(out, ledger, calls, running)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for each in running:
+        each.result()
+
+
+def _show_while(out: Console, ledger: Ledger, calls: _Calls, running: list[Future[None]]) -> None:
+    if out.is_terminal:
+        with Live(console=out, auto_refresh=False) as live:
+            while True:
+                over = all(each.done() for each in running)
+                live.update(Group(bars(ledger.budgets(ROOT), out), Text(f"  {calls.told()}")), refresh=True)
+                if over:
+                    return
+                time.sleep(_LOOK_S)
+    while not all(each.done() for each in running):
+        out.print(f"{balance_text(ledger.budget(ROOT).balance, glyphs=_glyphs(out))} · {calls.told()}", soft_wrap=True)
+        time.sleep(_SAY_S)
+
+
+# --- the end -------------------------------------------------------------------------------------------------------------
+
+
+def _report(ledger: Ledger, calls: _Calls, seconds: float) -> Study:
+    rows = {row["condition"]: row for row in ledger.sql(_WHERE_IT_WENT, root=ROOT).to_dicts()}
+    conditions = tuple(
+        Condition(**rows[condition], refused=calls.outcomes[condition, "refused"])
+        for condition in SHARES_USD
+        if condition in rows
+    )
+    return Study(ledger.desk.where, tuple(ledger.budgets(ROOT)), conditions, calls.refusal, ledger.verify(), seconds)
+
+
+def show_closing(out: Console, report: Study) -> None:
+    """Print where the money went, the proof, and what to do next."""
+    path = escaped(report.ledger)
+    out.print(bars(report.balances, out))
+    out.print(_table(report.conditions))
+    out.print(Text(_FOOTNOTE, style="dim"), soft_wrap=True)
+    if report.refusal:
+        out.print(Text(f"\nThe first refusal, {escaped(report.refusal)}"), soft_wrap=True)
+    out.print(Text(f"\nverify: {report.proof}", style="bold"), soft_wrap=True)
+    out.print(f"\n{report.seconds:.1f} s. The ledger stays; look into it:")
+    sql = "select tags['condition'] as condition, sum(cost_usd) as usd from calls group by all"
+    for command in (f"status {path}", f'sql {path} "{sql}"', f"verify {path}"):
+        out.print(Text(f"  tokenbudget {command}"), soft_wrap=True)
+
+
+def bars(balances: list[Balance] | tuple[Balance, ...], out: Console) -> Table:
+    """A bar for each budget: committed, held, left."""
+    table = Table.grid(padding=(0, 2))
+    for balance in balances:
+        for limit in (limit for limit in balance.limits if limit.budget == balance.budget):
+            numbers = (
+                f"{amount(limit.committed, scale=limit.limit)} committed, {amount(limit.reserved, scale=limit.limit)} held, "
+            )
+            table.add_row(f"  {escaped(balance.budget)}", colored_bar(limit, 30, _glyphs(out)), numbers + left_text(limit))
+    return table
+
+
+def _table(conditions: tuple[Condition, ...]) -> Table:
+    right = (
+        Column(name, justify="right") for name in ("Calls", "Tokens", "Cost", "Cost per call", "Refused", "Failed", "Unknown")
+    )
+    table = Table("Condition", *right, box=box.SIMPLE_HEAD, show_footer=False)
+    for row in conditions:
+        per_call = amount(row.cost_usd / row.calls, scale=CAP_USD) if row.calls else ""
+        unknown = f"{row.unknown} ({amount(row.unknown_usd, scale=CAP_USD)})" if row.unknown else "0"
+        table.add_row(
+            row.condition, str(row.calls), f"{row.tokens:,}", amount(row.cost_usd, scale=CAP_USD), per_call,
+            str(row.refused), str(row.failed), unknown,
+        )  # fmt: skip
+    return table
+
+
+def _glyphs(out: Console) -> str:
+    return BLOCKS if out.encoding.lower().startswith("utf") else ASCII
