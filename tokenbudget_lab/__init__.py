@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from .demo import demo_client as demo_client
     from .errors import *  # noqa: F403 - every error is importable from here
     from .handles import Budget as Budget
-    from .reservation import Counted as Counted
-    from .reservation import Receipt as Receipt
-    from .reservation import Reservation as Reservation
     from .ledger import Alert as Alert
     from .ledger import Verification as Verification
     from .limits import Limit as Limit
     from .pricing import cost as cost
+    from .reservation import Counted as Counted
+    from .reservation import Receipt as Receipt
+    from .reservation import Reservation as Reservation
     from .usage import Usage as Usage
 
 # Where each public name lives; loaded on first use, so that `import tokenbudget_lab` costs nothing.

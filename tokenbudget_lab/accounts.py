@@ -72,7 +72,20 @@ Check = tuple[Totals, int | None, int | None, int | None]
 class Node:
     """A budget in the tree: its limits, its accounts, and the accounts on its way up."""
 
-    __slots__ = ("_checks", "_slots", "_until", "_windows", "accounts", "alerting", "alerts", "anchor", "closed", "name", "path", "tz")
+    __slots__ = (
+        "_checks",
+        "_slots",
+        "_until",
+        "_windows",
+        "accounts",
+        "alerting",
+        "alerts",
+        "anchor",
+        "closed",
+        "name",
+        "path",
+        "tz",
+    )
 
     def __init__(self, name: str, parent: Node | None, tz: str, anchor: int) -> None:
         self.name, self.tz, self.anchor = name, tz, anchor
@@ -145,9 +158,7 @@ class Node:
         if windows == self._windows:
             return self._slots
         starts = iter(windows)
-        slots = [
-            account.at(next(starts) if account.cap.window else 0) for node in self.path for account in node.accounts
-        ]
+        slots = [account.at(next(starts) if account.cap.window else 0) for node in self.path for account in node.accounts]
         self._windows, self._slots, self._until = windows, tuple(slots), 0
         self._checks = tuple((t, *t.account.cap[1:]) for t in slots if any(v is not None for v in t.account.cap[1:]))
         return self._slots

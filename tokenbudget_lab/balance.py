@@ -34,7 +34,7 @@ class LimitBalance:
 
     @property
     def left(self) -> Any:
-        """Limit − committed − reserved; negative after an overrun."""
+        """Limit - committed - reserved; negative after an overrun."""
         return self.limit - self.committed - self.reserved
 
     @property
@@ -141,8 +141,9 @@ def balance_of(answer: Sequence[Any]) -> Balance:
 def _limits(row: Sequence[Any]) -> list[LimitBalance]:
     name, window, *caps = row[:5]
     ends = None if row[6] >= FOREVER else instant(row[6])
-    return [
-        LimitBalance(name, resource, window, *(decimal_or_int(resource, v) for v in (cap, row[7 + n], row[10 + n])), ends=ends)
-        for n, (resource, cap) in enumerate(zip(RESOURCES, caps, strict=True))
-        if cap is not None
-    ]
+    found = []
+    for n, (resource, cap) in enumerate(zip(RESOURCES, caps, strict=True)):
+        if cap is not None:
+            limit, committed, reserved = (decimal_or_int(resource, v) for v in (cap, row[7 + n], row[10 + n]))
+            found.append(LimitBalance(name, resource, window, limit, committed, reserved, ends))
+    return found

@@ -15,7 +15,9 @@ from .events import Tags
 MAX_TAGS, MAX_TAG_BYTES, MAX_TEXT = 32, 256, 1024
 MIN_TIMEOUT_S, MAX_TIMEOUT_S = 1.0, 48 * 3600.0
 # Keys as the big providers print them; what looks like one is not written anywhere.
-_SECRETS = re.compile(r"sk-[A-Za-z0-9_-]{8,}|Bearer\s+\S+|AKIA[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{16,}|AIza[0-9A-Za-z_-]{20,}|hf_[A-Za-z0-9]{16,}")
+_SECRETS = re.compile(
+    r"sk-[A-Za-z0-9_-]{8,}|Bearer\s+\S+|AKIA[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{16,}|AIza[0-9A-Za-z_-]{20,}|hf_[A-Za-z0-9]{16,}"
+)
 
 
 def seconds(argument: str, value: Any, *, least: float = MIN_TIMEOUT_S, most: float = MAX_TIMEOUT_S) -> int:
@@ -56,9 +58,18 @@ def text_of(argument: str, value: Any, *, most: int = MAX_TEXT) -> str | None:
         raise InvalidType(argument, f"{value!r} is {type(value).__name__}, not a string")
     if not 0 < len(value) <= most:
         raise InvalidValue(argument, f"has {len(value)} characters, not 1 to {most}")
-    if "\0" in value or any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+    if "\0" in value or _is_torn(value):
         raise InvalidValue(argument, "contains a NUL or half a surrogate pair")
     return _SECRETS.sub("[redacted]", value)
+
+
+def _is_torn(text: str) -> bool:
+    """Whether it has half a surrogate pair, which no file can keep."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def tags_of(tags: Mapping[str, str] | None) -> Tags:

@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable
 from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from .ids import new_id
 from .ledger import DEFAULT_TIMEOUT_S
 from .pricing import Prices
 from .store import Store
+from .usage import Money
 from .writer import Desk
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ class Ledger(core.Ledger):
         self,
         model: str,
         *,
-        input_usd_per_mtok: Decimal | int | str | float,
-        output_usd_per_mtok: Decimal | int | str | float,
-        cache_read_usd_per_mtok: Decimal | int | str | float | None = None,
-        cache_write_5m_usd_per_mtok: Decimal | int | str | float | None = None,
-        cache_write_1h_usd_per_mtok: Decimal | int | str | float | None = None,
+        input_usd_per_mtok: Money,
+        output_usd_per_mtok: Money,
+        cache_read_usd_per_mtok: Money | None = None,
+        cache_write_5m_usd_per_mtok: Money | None = None,
+        cache_write_1h_usd_per_mtok: Money | None = None,
     ) -> None:
         """Say the price of a model that the catalogue does not know, or pay another one; for this connection.
 
@@ -169,7 +169,8 @@ def default_path() -> str | Path:
     named = os.environ.get("TOKENBUDGET_LEDGER")
     if named:
         if named != ":memory:" and "://" not in named and not Path(named).expanduser().is_absolute():
-            raise InvalidValue("TOKENBUDGET_LEDGER", f"{named!r} is relative, and a cap must not depend on the working folder; write it in full")
+            reason = f"{named!r} is relative, and a cap must not depend on the working folder; write it in full"
+            raise InvalidValue("TOKENBUDGET_LEDGER", reason)
         return named
     import platformdirs
 

@@ -198,7 +198,9 @@ class Decisions:
         else:
             self._must_be_open(node)
             cap = self._cap_to_change(node, c)
-            changed = Cap(cap.window, *(b if a is None else a for a, b in zip((c.usd, c.tokens, c.requests), cap[1:], strict=True)))
+            changed = Cap(
+                cap.window, *(b if a is None else a for a, b in zip((c.usd, c.tokens, c.requests), cap[1:], strict=True))
+            )
             if changed != cap:
                 others = (other for other in node.caps if other.window != cap.window)
                 detail = to_detail(caps=sorted([*others, changed]), tz=node.tz, alerts=node.alerts, reason=c.reason)
@@ -238,7 +240,8 @@ class Decisions:
         state = self.state
         expires = ts + c.timeout if c.timeout else None
         body = (
-            state.seq + 1, ts, "reserved", c.id, c.budget, c.id, c.key, node.open_windows(ts), c.usd, c.tokens, None, None, c.requests,
+            state.seq + 1, ts, "reserved", c.id, c.budget, c.id, c.key, node.open_windows(ts), c.usd, c.tokens, None, None,
+            c.requests,
             "unknown" if c.if_lost == "count" else None, None, None, None, None, None, expires, c.provider, c.model, None,
             origin, c.tags, c.detail,
         )  # fmt: skip
@@ -319,7 +322,7 @@ class Decisions:
 
     # --- how a reservation ends --------------------------------------------------------------------------------------------
 
-    def _entry(self, id: str) -> Entry:  # noqa: A002 - a reservation's id
+    def _entry(self, id: str) -> Entry:
         entry = self.state.entries.get(id)
         if entry is None:
             raise UnknownReservation(id)
@@ -329,7 +332,9 @@ class Decisions:
         entry = self._entry(c.reservation)
         done = self.state.done.get(c.id)
         if done is not None:
-            _must_be_same(done, c, "extended", entry.node.name, agrees=(done.reservation, done.expires) == (entry.id, done.ts + c.timeout))
+            _must_be_same(
+                done, c, "extended", entry.node.name, agrees=(done.reservation, done.expires) == (entry.id, done.ts + c.timeout)
+            )
             return (entry.id, entry.seq, done.ts, done.expires, entry.state)
         if entry.state != OPEN:
             raise ReservationClosed(entry.id, entry.state, _ended(entry), "an extension")
@@ -353,7 +358,7 @@ class Decisions:
         body = (
             state.seq + 1, ts, "committed", c.id, entry.node.name, entry.id, None, (), None, None, *used,
             basis, c.input_tokens, c.output_tokens, c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, None,
-            entry.provider, entry.model, c.response_id, origin, (), _flagged(c.detail, late, over),
+            entry.provider, entry.model, c.response_id, origin, (), _flagged(c.detail, late=late, overrun=over),
         )  # fmt: skip
         event = chained(state.head, body)
         state.apply(event)
@@ -411,7 +416,7 @@ class Decisions:
         """End every reservation whose time has run out."""
         due, tick = self.state.due, ""
         while due and due[0][0] <= ts:
-            expires, _, id = heappop(due)  # noqa: A001 - a reservation's id
+            expires, _, id = heappop(due)
             entry = self.state.entries.get(id)
             if entry is not None and entry.state == OPEN and entry.expires == expires:
                 tick = tick or self.ids()
@@ -437,7 +442,9 @@ class Decisions:
             first = known.first
             same = known.state == RECORDED and known.node.name == c.budget
             if not same or first is None or (c.usd, c.tokens, c.requests) != first[2:5]:
-                raise IdConflict(c.key or c.id, f"first {amounts(known.used or known.held)}, now {amounts((c.usd, c.tokens, c.requests))}")
+                raise IdConflict(
+                    c.key or c.id, f"first {amounts(known.used or known.held)}, now {amounts((c.usd, c.tokens, c.requests))}"
+                )
             return _counted(known.id, first)
         node = self._node(c.budget)
         if c.ts is not None and c.ts > ts:
@@ -447,7 +454,8 @@ class Decisions:
         windows = node.open_windows(ts) if c.ts is None else node.windows_at(c.ts)[0]
         detail = c.detail if c.ts is None else to_detail(**{**_loaded(c.detail), "spent": c.ts})
         event = self._emit(
-            "recorded", ts, c.id, c.budget, reservation=c.id, key=c.key, windows=windows, usd=c.usd, tokens=c.tokens, requests=c.requests,
+            "recorded", ts, c.id, c.budget, reservation=c.id, key=c.key, windows=windows, usd=c.usd, tokens=c.tokens,
+            requests=c.requests,
             basis=c.basis, input_tokens=c.input_tokens, output_tokens=c.output_tokens, cache_read_tokens=c.cache_read_tokens,
             cache_write_tokens=c.cache_write_tokens, reasoning_tokens=c.reasoning_tokens, provider=c.provider, model=c.model,
             response_id=c.response_id, origin=origin, tags=c.tags, detail=detail,
@@ -485,7 +493,9 @@ class Decisions:
                     mark = (resource, limit, threshold)
                     if used < threshold * limit or mark in totals.alerted:  # type: ignore[operator] # limit is not None here
                         continue
-                    detail = to_detail(window=account.cap.window, start=totals.start, resource=resource, limit=limit, threshold=threshold)
+                    detail = to_detail(
+                        window=account.cap.window, start=totals.start, resource=resource, limit=limit, threshold=threshold
+                    )
                     self._emit("alerted", ts, self.ids(), account.node.name, reservation=entry.id, detail=detail)
                     told.append((account.node.name, resource, threshold, used, limit))
         return tuple(told)
@@ -532,7 +542,7 @@ class Decisions:
         return event
 
 
-def is_old(id: str, forgotten_until: int) -> bool:  # noqa: A002 - an id
+def is_old(id: str, forgotten_until: int) -> bool:
     """Whether an id may be one that was forgotten; an id of another form may always be."""
     try:
         return made_at_us(id) <= forgotten_until + _SKEW_US
@@ -543,9 +553,15 @@ def is_old(id: str, forgotten_until: int) -> bool:  # noqa: A002 - an id
 def _fits(check: Check, c: Reserve) -> bool:
     totals, usd, tokens, requests = check
     return (
-        (usd is None or (c.usd is not None and not totals.unpriced_count and totals.committed_usd + totals.reserved_usd + c.usd <= usd))
+        (
+            usd is None
+            or (c.usd is not None and not totals.unpriced_count and totals.committed_usd + totals.reserved_usd + c.usd <= usd)
+        )
         and (tokens is None or (c.tokens is not None and totals.committed_tokens + totals.reserved_tokens + c.tokens <= tokens))
-        and (requests is None or (c.requests is not None and totals.committed_requests + totals.reserved_requests + c.requests <= requests))
+        and (
+            requests is None
+            or (c.requests is not None and totals.committed_requests + totals.reserved_requests + c.requests <= requests)
+        )
     )
 
 
@@ -563,9 +579,12 @@ def _complete(check: Check, c: Reserve | Record) -> None:
         raise AmountMissing(name, "requests")
 
 
-def _same(entry: Entry, c: Reserve, id: str | None) -> Entry:  # noqa: A002 - an id or key
+def _same(entry: Entry, c: Reserve, id: str | None) -> Entry:
     if entry.state == RECORDED or entry.node.name != c.budget or entry.held != (c.usd, c.tokens, c.requests):
-        raise IdConflict(str(id), f"first {amounts(entry.held)} in {entry.node.name}, now {amounts((c.usd, c.tokens, c.requests))} in {c.budget}")
+        raise IdConflict(
+            str(id),
+            f"first {amounts(entry.held)} in {entry.node.name}, now {amounts((c.usd, c.tokens, c.requests))} in {c.budget}",
+        )
     return entry
 
 
@@ -576,7 +595,10 @@ def _must_be_same(done: Event, c: Command, kind: str, budget: str, *, agrees: bo
 
 
 def _agrees(c: SetLimit | Adjust, first: Cap | Event) -> bool:
-    return all(new in (None, old) for new, old in zip((c.usd, c.tokens, c.requests), (first.usd, first.tokens, first.requests), strict=True))
+    return all(
+        new in (None, old)
+        for new, old in zip((c.usd, c.tokens, c.requests), (first.usd, first.tokens, first.requests), strict=True)
+    )
 
 
 def _caps(event: Event) -> tuple[Cap, ...]:
@@ -587,7 +609,7 @@ def _granted(entry: Entry) -> Answer:
     return (entry.id, entry.seq, entry.ts, entry.expires, entry.state)
 
 
-def _counted(id: str, first: First, alerts: tuple[Answer, ...] = ()) -> Answer:  # noqa: A002 - a reservation's id
+def _counted(id: str, first: First, alerts: tuple[Answer, ...] = ()) -> Answer:
     seq, ts, usd, tokens, requests, basis, detail = first
     flags = (False, False)
     if detail is not None and ("overrun" in detail or "late" in detail):
@@ -604,7 +626,7 @@ def _loaded(detail: str | None) -> dict[str, Any]:
     return from_detail(Event(0, 0, "", "", "", detail=detail))
 
 
-def _flagged(detail: str | None, late: bool | None, overrun: bool | None) -> str | None:
+def _flagged(detail: str | None, *, late: bool | None, overrun: bool | None) -> str | None:
     return to_detail(**_loaded(detail), late=late, overrun=overrun) if late or overrun else detail
 
 
@@ -614,4 +636,3 @@ def _definition(node: Node) -> Answer:
 
 def _told(caps: tuple[Cap, ...], tz: str, alerts: tuple[float, ...]) -> str:
     return describe(caps, tz) + (f", alerts at {', '.join(f'{a:.0%}' for a in alerts)}" if alerts else "")
-

@@ -175,7 +175,10 @@ class WindowFixed(Refused):
         self.budget, self.existing, self.given = budget, existing, given
 
     def __str__(self) -> str:
-        return f"{self.budget} counts per {self.existing}, not {self.given}; that is fixed at creation. Make a budget of another name."
+        return (
+            f"{self.budget} counts per {self.existing}, not {self.given}; that is fixed at creation. "
+            "Make a budget of another name."
+        )
 
 
 class AmountMissing(Refused, ValueError):
@@ -234,7 +237,10 @@ class ReservationClosed(Refused):
     def __str__(self) -> str:
         told = f" with {self.first}" if self.first else ""
         asked = f"; asked for {self.given}" if self.given else ""
-        return f"reservation {self.reservation} is {self.state}{told}{asked}. To correct an amount use adjust(...), for other spend record(...)."
+        return (
+            f"reservation {self.reservation} is {self.state}{told}{asked}. "
+            "To correct an amount use adjust(...), for other spend record(...)."
+        )
 
 
 class UnknownReservation(Refused, LookupError):
@@ -276,7 +282,7 @@ class IdConflict(Refused):
         detail: what differs.
     """
 
-    def __init__(self, id: str, detail: str = "") -> None:  # noqa: A002 - the attribute's name is the domain's word
+    def __init__(self, id: str, detail: str = "") -> None:
         super().__init__(id, detail)
         self.id, self.detail = id, detail
 
@@ -365,7 +371,10 @@ class VersionMismatch(LedgerUnavailable):
         self.what, self.ours, self.theirs = what, ours, theirs
 
     def __str__(self) -> str:
-        return f"{self.what} version {self.theirs} found, this package speaks {self.ours}; use the same version of tokenbudget_lab everywhere, then restart the kernels."
+        return (
+            f"{self.what} version {self.theirs} found, this package speaks {self.ours}; "
+            "use the same version of tokenbudget_lab everywhere, then restart the kernels."
+        )
 
 
 class NotALedger(LedgerUnavailable):
@@ -396,7 +405,10 @@ class StoreFailed(LedgerUnavailable):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"the ledger could not be written ({self.reason}); nothing was acknowledged. Make room or repair the disk, then try again."
+        return (
+            f"the ledger could not be written ({self.reason}); nothing was acknowledged. "
+            "Make room or repair the disk, then try again."
+        )
 
 
 class LedgerCorrupt(LedgerUnavailable):
@@ -412,7 +424,9 @@ class LedgerCorrupt(LedgerUnavailable):
         self.seq, self.reason = seq, reason
 
     def __str__(self) -> str:
-        return f"event {self.seq} does not fit: {self.reason}. Nothing more is written; copy the file away before anything else."
+        return (
+            f"event {self.seq} does not fit: {self.reason}. Nothing more is written; copy the file away before anything else."
+        )
 
 
 class QueryRefused(TokenBudgetError, ValueError):

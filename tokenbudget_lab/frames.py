@@ -200,12 +200,11 @@ def schema(frame: str) -> pl.Schema:
 
 def _lazy(frame: str, read: Callable[[list[str], int | None], Iterator[pl.DataFrame]]) -> pl.LazyFrame:
     """A frame that reads the columns and rows that a query over it needs."""
-    import polars as pl
     from polars.io.plugins import register_io_source
 
     def source(
         names: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, size: int | None
-    ) -> Iterator[pl.DataFrame]:  # noqa: ARG001 - Polars' form
+    ) -> Iterator[pl.DataFrame]:
         for part in read(names or list(COLUMNS[frame]), n_rows):  # Polars counts the rows before it filters them
             yield part if predicate is None else part.filter(predicate)
 

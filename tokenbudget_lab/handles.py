@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .balance import Balance, balance_of
@@ -13,7 +12,7 @@ from .commands import Adjust, CloseBudget, GetBalance, Record, Reserve, SetLimit
 from .errors import InvalidValue, LedgerUnavailable
 from .limits import Window, micros, window_code
 from .reservation import Receipt, Reservation, Reserving, basis_of, counts_of
-from .usage import Usage, pico_of, tokens_of
+from .usage import Money, Usage, pico_of, tokens_of
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -46,14 +45,14 @@ class Budget:
     def reserve(
         self,
         *,
-        usd: Decimal | int | str | float | None = None,
+        usd: Money | None = None,
         tokens: int | None = None,
         requests: int | None = None,
         model: str | None = None,
         input_tokens: int | None = None,
         max_output_tokens: int | None = None,
         timeout: float | timedelta | None = None,
-        wait: float | bool = 0,
+        wait: float = 0,
         key: str | None = None,
         tags: Mapping[str, str] | None = None,
         if_lost: Literal["count", "release"] | None = None,
@@ -104,7 +103,7 @@ class Budget:
         self,
         given: tuple[Any, ...],
         timeout: float | timedelta | None,
-        wait: float | bool,
+        wait: float,
         key: str | None,
         tags: Mapping[str, str] | None,
         if_lost: str | None,
@@ -112,7 +111,9 @@ class Budget:
         self._ledger.raise_unread(self)
         usd, tokens, requests, model, input_tokens, max_output_tokens = given
         if all(v is None for v in given):
-            raise InvalidValue("reserve", "holds nothing: give usd=…, tokens=…, or model=… with input_tokens=… and max_output_tokens=…")
+            raise InvalidValue(
+                "reserve", "holds nothing: give usd=…, tokens=…, or model= with input_tokens= and max_output_tokens="
+            )
         if if_lost not in (None, "count", "release"):
             raise InvalidValue("if_lost", f"{if_lost!r} is neither 'count' nor 'release'")
         model = text_of("model", model)
@@ -136,7 +137,7 @@ class Budget:
         usage: Any = None,
         *,
         model: str | None = None,
-        usd: Decimal | int | str | float | None = None,
+        usd: Money | None = None,
         tokens: int | None = None,
         requests: int | None = None,
         at: datetime | None = None,
@@ -181,7 +182,7 @@ class Budget:
         self,
         target: Reservation | str,
         *,
-        usd: Decimal | int | str | float | None = None,
+        usd: Money | None = None,
         tokens: int | None = None,
         requests: int | None = None,
         reason: str | None = None,
@@ -212,7 +213,7 @@ class Budget:
     def set_limit(
         self,
         *,
-        usd: Decimal | int | str | float | None = None,
+        usd: Money | None = None,
         tokens: int | None = None,
         requests: int | None = None,
         window: Window = _UNSET,
@@ -271,8 +272,7 @@ def _size(input_tokens: Any, max_output_tokens: Any) -> tuple[int, int] | None:
     return tokens_of("input_tokens", input_tokens), tokens_of("max_output_tokens", max_output_tokens)
 
 
-def _wait(wait: float | bool) -> int:
+def _wait(wait: float) -> int:
     if wait is True:
         return 600_000_000
     return 0 if not wait else seconds("wait", wait, least=0.0)
-

@@ -45,7 +45,7 @@ def uuid7_source(clock_ns: Callable[[], int] = time.time_ns) -> Callable[[], str
 new_id = uuid7_source()
 
 
-def made_at_us(id: str) -> int:  # noqa: A002 - the argument is an id
+def made_at_us(id: str) -> int:
     """When a version 7 id was made, in Unix microseconds (to the millisecond).
 
     Examples:

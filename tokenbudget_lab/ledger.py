@@ -14,19 +14,19 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from .balance import Balance, balance_of
-from .checks import MAX_TIMEOUT_S, seconds
+from .checks import seconds
 from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudget
 from .decide import Answer
 from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, PriceUnknown, WouldDeadlock, money
 from .events import chained, to_detail
 from .handles import Budget
-from .reservation import Receipt, Reservation
 from .ids import new_id
 from .limits import Limit, budget_name, caps_of, path_of, zone
 from .origin import origin
+from .reservation import Receipt, Reservation
 from .state import State
 from .store import Store
-from .usage import Usage, pico_of_cost, usd_of
+from .usage import Money, Usage, pico_of_cost, usd_of
 from .writer import Desk, DirectBox, LoopBox, Ticket, Writer
 
 log = logging.getLogger("tokenbudget_lab")
@@ -142,7 +142,7 @@ class Ledger:
         self,
         name: str,
         *,
-        usd: Decimal | int | str | float | None = None,
+        usd: Money | None = None,
         tokens: int | None = None,
         requests: int | None = None,
         window: Any = None,
@@ -180,7 +180,8 @@ class Ledger:
             raise InvalidValue("limits", "give either limits=[…] or usd=…, tokens=…, requests=…")
         if limits is None and not given:
             if window is not None or alerts:
-                raise InvalidValue("window" if window is not None else "alerts", "needs a limit beside it: usd=…, tokens=… or requests=…")
+                alone = "window" if window is not None else "alerts"
+                raise InvalidValue(alone, "needs a limit beside it: usd=…, tokens=… or requests=…")
             self.ask(GetBudget(self.new_id(), name))
             return Budget(self, name)
         chosen = list(limits) if limits is not None else [Limit(usd=usd, tokens=tokens, requests=requests, window=window)]
@@ -406,6 +407,6 @@ class Ledger:
 
 def _thresholds(alerts: Sequence[float]) -> tuple[float, ...]:
     for alert in alerts:
-        if isinstance(alert, bool) or not isinstance(alert, int | float) or not 0 < alert <= 10:  # noqa: PLR2004 - 1000 %
+        if type(alert) not in (int, float) or not 0 < alert <= 10:  # noqa: PLR2004 - 1000 %
             raise InvalidValue("alerts", f"{alert!r} is no fraction of a limit, such as 0.8")
     return tuple(sorted({float(alert) for alert in alerts}))

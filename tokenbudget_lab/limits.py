@@ -135,7 +135,7 @@ def window_code(window: Window) -> str:
         return f"{int(seconds)}s"
     if window not in ("day", "week", "month"):
         raise InvalidValue("window", f"{window!r} is not None, 'day', 'week', 'month' or a timedelta")
-    return window
+    return str(window)
 
 
 def zone(tz: str) -> ZoneInfo:
@@ -200,7 +200,8 @@ def budget_name(name: Any) -> str:
 
     Raises:
         InvalidType: not a string.
-        InvalidValue: empty, an empty part, `.` or `..`, white space or control characters, more than 32 parts or 512 characters.
+        InvalidValue: empty, an empty part, `.` or `..`, white space or control characters, more than 32 parts
+            or 512 characters.
 
     Examples:
         >>> budget_name("lab/prompt-study")
@@ -210,10 +211,10 @@ def budget_name(name: Any) -> str:
         raise InvalidType("budget", f"{name!r} is {type(name).__name__}, not a string")
     if not 0 < len(name) <= MAX_NAME:
         raise InvalidValue("budget", f"a name has 1 to {MAX_NAME} characters, not {len(name)}")
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in name):
+    if name.encode(errors="replace").decode() != name:
         raise InvalidValue("budget", "contains half a surrogate pair")
-    name = unicodedata.normalize("NFC", name)
-    parts = name.split("/")
+    normal: str = unicodedata.normalize("NFC", name)
+    parts = normal.split("/")
     if len(parts) > MAX_DEPTH:
         raise InvalidValue("budget", f"is {len(parts)} levels deep; {MAX_DEPTH} is the most")
     for part in parts:
@@ -221,7 +222,7 @@ def budget_name(name: Any) -> str:
             raise InvalidValue("budget", f"{name!r} has an empty part, '.' or '..'; write it like 'lab/study/run-7'")
         if any(c.isspace() or unicodedata.category(c) == "Cc" for c in part):
             raise InvalidValue("budget", f"{name!r} has white space or control characters; use '-' or '_'")
-    return name
+    return normal
 
 
 def path_of(name: str) -> tuple[str, ...]:

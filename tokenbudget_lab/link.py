@@ -177,10 +177,14 @@ class Link:
         if oldest is None or time.monotonic() - oldest < ANSWER_S:
             return
         silent = [n for n, at in self._sent_at.items() if time.monotonic() - at >= ANSWER_S]
-        waiting = [n for n in silent if getattr(self._pending.get(n), "command", None) and getattr(self._pending[n].command, "wait", 0)]
+        waiting = [
+            n for n in silent if getattr(self._pending.get(n), "command", None) and getattr(self._pending[n].command, "wait", 0)
+        ]
         for number in waiting:
             self._sent_at.pop(number, None)  # standing in line is no silence
-        self._fail([n for n in silent if n not in waiting], f"no answer within {ANSWER_S:g} s; what was asked may still be done")
+        self._fail(
+            [n for n in silent if n not in waiting], f"no answer within {ANSWER_S:g} s; what was asked may still be done"
+        )
 
     def _fail(self, numbers: Sequence[int], reason: str) -> None:
         boxes: dict[Box, list[Ticket]] = {}
@@ -348,7 +352,9 @@ def _start_alone(place: Place) -> dict[str, Any]:
     """Start a keeper unless another process is just doing that: twenty kernels that lost theirs need one, not twenty."""
     import filelock
 
-    lock = filelock.FileLock(place.folder / "starting", mode=0o600, preserve_lock_file=True, fallback_to_soft=False, blocking=False)
+    lock = filelock.FileLock(
+        place.folder / "starting", mode=0o600, preserve_lock_file=True, fallback_to_soft=False, blocking=False
+    )
     try:
         with lock:
             return _start(place)

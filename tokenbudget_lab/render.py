@@ -102,8 +102,9 @@ def colored_bar(limit: LimitBalance, width: int = 24, glyphs: str = BLOCKS) -> T
     """The same bar for rich consoles, in colours beside its shapes."""
     from rich.text import Text
 
-    colors = dict(zip(glyphs, (COMMITTED, HELD, OVER, "dim"), strict=True))
-    return Text.assemble(*((cell, colors[cell]) for cell in bar(limit, width, glyphs)))
+    parts = segments(limit, width)
+    cells = zip((parts.committed, parts.held, parts.over, parts.left), glyphs, (COMMITTED, HELD, OVER, "dim"), strict=True)
+    return Text.assemble(*((n * glyph, color) for n, glyph, color in cells))
 
 
 def tightest(balance: Balance) -> LimitBalance | None:

@@ -21,7 +21,7 @@ from .checks import seconds, text_of
 from .commands import Command, Commit, Extend, GetEntry, Lose, Reserve, Rollback
 from .errors import InvalidValue, LedgerUnavailable, NotEntered
 from .limits import instant
-from .usage import Usage, pico_of, tokens_of, usd_of
+from .usage import Money, Usage, pico_of, tokens_of, usd_of
 from .writer import Ticket
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Reservation:
         self,
         usage: Any = None,
         *,
-        usd: Decimal | int | str | float | None = None,
+        usd: Money | None = None,
         tokens: int | None = None,
         requests: int | None = None,
         basis: Literal["measured", "estimated", "unknown"] = "measured",
@@ -251,7 +251,9 @@ class Reservation:
 
     def __repr__(self) -> str:
         held = ", ".join(
-            f"{name}={value}" for name, value in (("usd", self.usd), ("tokens", self.tokens), ("requests", self.requests)) if value is not None
+            f"{name}={value}"
+            for name, value in (("usd", self.usd), ("tokens", self.tokens), ("requests", self.requests))
+            if value is not None
         )
         until = f", expires {self.expires:%H:%M:%S} UTC" if self.expires else ""
         return f"Reservation({self.id} on {self.budget}: {held}{until})"
@@ -310,15 +312,17 @@ class Reserving:
         if receipt is not None:
             try:
                 receipt.result()
-            except Exception as failed:
+            except Exception as failed:  # noqa: BLE001 - raised again, or noted beside the block's own
                 _beside(failed, error)
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         receipt = self._leave(error)
         if receipt is not None:
             try:
                 await receipt.wait_async()
-            except Exception as failed:
+            except Exception as failed:  # noqa: BLE001 - raised again, or noted beside the block's own
                 _beside(failed, error)
 
     def _leave(self, error: BaseException | None) -> Receipt | None:
@@ -344,7 +348,12 @@ class Reserving:
 
     def __del__(self, warn: Any = warnings.warn) -> None:
         if not self._asked:
-            warn("a reserve(...) was never entered or awaited, so nothing was reserved", RuntimeWarning, source=self, stacklevel=2)
+            warn(
+                "a reserve(...) was never entered or awaited, so nothing was reserved",
+                RuntimeWarning,
+                source=self,
+                stacklevel=2,
+            )
 
 
 def _beside(failed: Exception, error: BaseException | None) -> None:

@@ -65,15 +65,16 @@ def pico(amount: Decimal | None) -> int | None:
 
 def from_row(row: Sequence[Any]) -> Event:
     """A row of DuckDB as the event that it was made from."""
-    r = row
-    tags = r[24].items() if isinstance(r[24], dict) else r[24] or ()
-    return Event(
-        r[0], micros(r[1]), r[2], str(r[3]), r[4], None if r[5] is None else str(r[5]), r[6],
-        tuple(micros(start) for start in r[7]),
-        pico(r[8]), r[9], pico(r[10]), *r[11:19],
-        None if r[19] is None else micros(r[19]), *r[20:24],
-        tuple(sorted(tags)), r[25], bytes(r[26]),
-    )  # fmt: skip
+    values = list(row)
+    values[1] = micros(row[1])
+    values[3] = str(row[3])
+    values[5] = None if row[5] is None else str(row[5])
+    values[7] = tuple(micros(start) for start in row[7])
+    values[8], values[10] = pico(row[8]), pico(row[10])
+    values[19] = None if row[19] is None else micros(row[19])
+    values[24] = tuple(sorted(row[24].items() if isinstance(row[24], dict) else row[24] or ()))
+    values[26] = bytes(row[26])
+    return Event._make(values)
 
 
 @lru_cache(maxsize=1)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import duckdb
     import polars as pl
 
-_FENCED = {
+_FENCED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
     "python_enable_replacements": False,
     "autoinstall_known_extensions": False,
@@ -74,7 +74,7 @@ def run(desk: Desk, query: str, parameters: Mapping[str, Any] | None = None) -> 
     import duckdb
 
     given = dict(parameters or {}) or None
-    con = duckdb.connect(":memory:", config=dict(_FENCED))
+    con = duckdb.connect(":memory:", config=_FENCED)
     try:
         return _interruptible(con, lambda: _answer(con, desk, query, given))
     finally:
@@ -141,7 +141,10 @@ def _refusing() -> Iterator[None]:
         yield
     except (duckdb.Error, pl.exceptions.PolarsError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise QueryRefused("\n".join(lines[:_FIRST_LINES]) or type(error).__name__) from None
+        lines = lines[:_FIRST_LINES] or [type(error).__name__]
+        if isinstance(error, duckdb.CatalogException):
+            lines.append("The tables are events, calls, reservations, budgets and balances.")
+        raise QueryRefused("\n".join(lines)) from None
 
 
 def _checked(con: duckdb.DuckDBPyConnection, query: str) -> str:
@@ -238,14 +241,13 @@ def _load(con: duckdb.DuckDBPyConnection, desk: Desk, needed: Sequence[str]) -> 
 
 
 def _fetched(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | None) -> pl.DataFrame:
-    import polars as pl
 
     con.execute("begin transaction read only")
     try:
         with _refusing():
             answer = con.sql(text, params=given)
             sums = [name for name, kind in zip(answer.columns, answer.types, strict=True) if str(kind) == "HUGEINT"]
-            frame: pl.DataFrame = answer.pl()
+            frame = answer.pl()
     finally:
         con.execute("rollback")
     return frame.with_columns(_int64(frame[name]) for name in sums)

@@ -204,7 +204,9 @@ class State:
         if event.expires is not None:
             heappush(self.due, (event.expires, event.seq, entry.id))
             if len(self.due) > 2 * self.open_count + 10_000:
-                self.due = [(e.expires, e.seq, e.id) for e in self.entries.values() if e.state == OPEN and e.expires is not None]
+                self.due = [
+                    (e.expires, e.seq, e.id) for e in self.entries.values() if e.state == OPEN and e.expires is not None
+                ]
                 heapify(self.due)
 
     def _extended(self, event: Event) -> None:
@@ -316,11 +318,13 @@ class State:
         entry.parts = entry.parts or {}
         entry.parts[event.key or ""] = first_of(event)
         used = _charge(event)
-        usd, tokens, requests = (None if have is None else have - min(have, take or 0) for have, take in zip(entry.rest, used, strict=True))
+        usd, tokens, requests = (
+            None if have is None else have - min(have, take or 0) for have, take in zip(entry.rest, used, strict=True)
+        )
         entry.rest = (usd, tokens, requests)
         entry.adds(used)
 
-    def _remember(self, ts: int, id: str) -> None:  # noqa: A002 - ids of entries and commands alike
+    def _remember(self, ts: int, id: str) -> None:
         self._ended.append((ts, id))
         if self.forgets:
             self.forget(ts)

@@ -14,7 +14,9 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -29,7 +31,7 @@ from .demo import DemoItem, demo_client, demo_study
 from .errors import BudgetExceeded
 from .handles import Budget
 from .ledger import Verification
-from .render import ASCII, BLOCKS, amount, balance_text, colored_bar, escaped, left_text
+from .render import ASCII, BLOCKS, amount, balance_text, colored_bar, escaped, of_limit
 
 if TYPE_CHECKING:
     import anthropic
@@ -54,8 +56,9 @@ _WHERE_IT_WENT = """
     from calls where starts_with(budget, $root || '/') group by all
 """
 _FOOTNOTE = (
-    "  Failed: the provider refused the call, and its hold was given back. Unknown: the call may have been billed, so its hold\n"
-    "  counts as spent; one of them is the killed process's."
+    "Failed: the provider refused the call, and its hold was given back.\n"
+    "Unknown: the call may have been billed, so its hold counts as spent;\n"
+    "one of them is the killed process's."
 )
 
 
@@ -116,6 +119,7 @@ def run(out: Console, where: str | None = None, *, embedded: bool = False) -> St
     out.print("The provider answers on this machine: no key, no network. It is slow, and some of its answers are errors.")
     with connect(path, embedded=embedded) as ledger:
         _budgets(ledger)
+    Thread(target=import_module, args=("anthropic",), daemon=True).start()  # takes a second, and is needed next
     out.print(Text(_crash(path, embedded=embedded), style="bold"))
     with connect(path, embedded=embedded) as ledger:
         calls = _Calls(ledger)
@@ -269,8 +273,9 @@ def _report(ledger: Ledger, calls: _Calls, seconds: float) -> Study:
 def show_closing(out: Console, report: Study) -> None:
     """Print where the money went, the proof, and what to do next."""
     path = escaped(report.ledger)
-    out.print(bars(report.balances, out))
-    out.print(_table(report.conditions))
+    if not out.is_terminal:  # there the last picture still stands
+        out.print(bars(report.balances, out))
+    out.print(Text(), _table(report.conditions))
     out.print(Text(_FOOTNOTE, style="dim"), soft_wrap=True)
     if report.refusal:
         out.print(Text(f"\nThe first refusal, {escaped(report.refusal)}"), soft_wrap=True)
@@ -283,27 +288,26 @@ def show_closing(out: Console, report: Study) -> None:
 
 def bars(balances: list[Balance] | tuple[Balance, ...], out: Console) -> Table:
     """A bar for each budget: committed, held, left."""
-    table = Table.grid(padding=(0, 2))
+    right = [Column(name, justify="right", no_wrap=True) for name in ("committed", "held", "left")]
+    table = Table("", Column("", no_wrap=True), *right, "", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for balance in balances:
         for limit in (limit for limit in balance.limits if limit.budget == balance.budget):
-            numbers = (
-                f"{amount(limit.committed, scale=limit.limit)} committed, {amount(limit.reserved, scale=limit.limit)} held, "
-            )
-            table.add_row(f"  {escaped(balance.budget)}", colored_bar(limit, 30, _glyphs(out)), numbers + left_text(limit))
+            amounts = (of_limit(limit, value) for value in (limit.committed, limit.reserved, limit.left))
+            name = escaped(balance.budget).replace(f"{ROOT}/", "  ")
+            table.add_row(name, colored_bar(limit, 18, _glyphs(out)), *amounts, f"of {of_limit(limit, limit.limit)}")
     return table
 
 
 def _table(conditions: tuple[Condition, ...]) -> Table:
-    right = (
-        Column(name, justify="right") for name in ("Calls", "Tokens", "Cost", "Cost per call", "Refused", "Failed", "Unknown")
-    )
-    table = Table("Condition", *right, box=box.SIMPLE_HEAD, show_footer=False)
+    names = ("Calls", "Tokens", "Cost", "Per call", "Refused", "Failed", "Unknown")
+    right = (Column(name, justify="right", no_wrap=True) for name in names)
+    table = Table("Condition", *right, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for row in conditions:
+        cost, unknown = (amount(value, scale=CAP_USD) for value in (row.cost_usd, row.unknown_usd))
         per_call = amount(row.cost_usd / row.calls, scale=CAP_USD) if row.calls else ""
-        unknown = f"{row.unknown} ({amount(row.unknown_usd, scale=CAP_USD)})" if row.unknown else "0"
         table.add_row(
-            row.condition, str(row.calls), f"{row.tokens:,}", amount(row.cost_usd, scale=CAP_USD), per_call,
-            str(row.refused), str(row.failed), unknown,
+            row.condition, str(row.calls), f"{row.tokens:,}", cost, per_call, str(row.refused), str(row.failed),
+            f"{row.unknown} ({unknown})" if row.unknown else "0",
         )  # fmt: skip
     return table
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from .errors import InvalidType, InvalidValue
 
 PICO = 10**12
+Money = Decimal | float | str  # USD as people write it; an int is fine, a float is read as the number it prints
 MAX_TOKENS = 2**53  # larger integers do not survive JSON in other languages
 MAX_USD = 10**15
 _EXPONENT = Decimal("1E-12")
@@ -85,8 +86,9 @@ class Usage:
             InvalidType: it is none of these; unknown usage is never read as zero.
 
         Examples:
-            >>> Usage.of({"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 90})
-            Usage(input_tokens=100, output_tokens=5, cache_read_tokens=90, cache_write_5m_tokens=0, cache_write_1h_tokens=0, reasoning_tokens=0)
+            >>> used = Usage.of({"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 90})
+            >>> used.input_tokens, used.cache_read_tokens
+            (100, 90)
 
         References:
             https://opentelemetry.io/docs/specs/semconv/gen-ai/ (inclusive counts)
@@ -97,7 +99,9 @@ class Usage:
         if get("prompt_tokens") is not None:
             return cls._openai(get, "prompt_tokens", "completion_tokens")
         if get("input_tokens") is None or get("output_tokens") is None:
-            raise InvalidType("usage", f"cannot read token counts from {type(reported).__name__}; pass tbl.Usage(input, output)")
+            raise InvalidType(
+                "usage", f"cannot read token counts from {type(reported).__name__}; pass tbl.Usage(input, output)"
+            )
         if get("input_tokens_details") is not None or get("output_tokens_details", "reasoning_tokens") is not None:
             return cls._openai(get, "input_tokens", "output_tokens")
         return cls._anthropic(get)
@@ -108,6 +112,7 @@ class Usage:
             get(prompt),
             get(completion) or 0,
             cache_read_tokens=get(f"{prompt}_details", "cached_tokens") or 0,
+            cache_write_5m_tokens=get(f"{prompt}_details", "cache_write_tokens") or 0,  # at the price of a short one
             reasoning_tokens=get(f"{completion}_details", "reasoning_tokens") or 0,
         )
 
@@ -185,7 +190,9 @@ def pico_of(argument: str, value: Any) -> int:
     except (InvalidOperation, ValueError, OverflowError):
         raise InvalidValue(argument, f"{value} has too many digits") from None
     if pico != scaled or usd_of(pico) != exact:
-        raise InvalidValue(argument, f"{value} has more than 12 decimals; a millionth of a millionth of a dollar is the smallest unit")
+        raise InvalidValue(
+            argument, f"{value} has more than 12 decimals; a millionth of a millionth of a dollar is the smallest unit"
+        )
     return pico
 
 

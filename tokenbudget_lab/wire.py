@@ -112,10 +112,14 @@ def _check(hint: str) -> Callable[[Any], bool]:
     if hint.startswith("tuple[float"):
         return lambda v: type(v) is tuple and all(type(x) is float and x > 0 for x in v)
     if hint.startswith("tuple[tuple[str, str]"):
-        return lambda v: type(v) is tuple and all(type(t) is tuple and len(t) == 2 and all(type(x) is str for x in t) for t in v)  # noqa: PLR2004 - a pair
+        return lambda v: type(v) is tuple and all(_is_tag(tag) for tag in v)
     if hint.startswith("tuple[tuple[str, int"):
         return lambda v: type(v) is tuple and all(_is_cap(cap) for cap in v)
     raise TypeError(f"no check for a field of type {hint}")
+
+
+def _is_tag(tag: Any) -> bool:
+    return type(tag) is tuple and [type(part) for part in tag] == [str, str]
 
 
 def _is_cap(cap: Any) -> bool:

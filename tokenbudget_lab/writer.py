@@ -345,9 +345,7 @@ class Writer:
                 self._rebuild()
             self._recall(batch)
             self.decisions.expire(max(ts, self.decisions.state.ts))
-            for ticket in batch:
-                if self._answer(ticket, ts):
-                    answered.append(ticket)
+            answered += [ticket for ticket in batch if self._answer(ticket, ts)]
             answered += self._admit_waiters(ts)
             self.decisions.flush_refusals(ts)
             events = self._take_events()
@@ -394,7 +392,7 @@ class Writer:
         self.decisions.freed = False
         answered: list[Ticket] = []
         refused: set[tuple[Any, ...]] = set()  # what did not fit will not fit for the next one of the same size
-        for id, (ticket, deadline, error) in list(self._waiters.items()):  # noqa: A001 - a command's id
+        for id, (ticket, deadline, error) in list(self._waiters.items()):
             command = ticket.command
             assert isinstance(command, Reserve)  # noqa: S101 - only reserves wait; tells the type checker
             if ticket.box.closed:

@@ -166,7 +166,8 @@ class DuckDBStore:
             entries as (
                 select id from wanted
                 union select reservation from events where command in (select id from wanted)
-                union select reservation from events where key is not null and budget || chr(0) || key in (select unnest(?::varchar[]))
+                union select reservation from events
+                      where key is not null and budget || chr(0) || key in (select unnest(?::varchar[]))
             )
             select {_SELECT} from events
             where reservation in (select id from entries) or command in (select id from wanted)
@@ -216,7 +217,7 @@ def _uuids(ids: Sequence[str]) -> list[str]:
     import uuid
 
     good = []
-    for id in ids:  # noqa: A001 - an id
+    for id in ids:
         with contextlib.suppress(ValueError):
             good.append(str(uuid.UUID(id)))
     return good

@@ -34,7 +34,9 @@ class MemoryStore:
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of these entries and commands, in order."""
         wanted, named = set(ids), set(keys)
-        entries = {e.reservation for e in self._events if e.command in wanted or (e.key is not None and (e.budget, e.key) in named)}
+        entries = {
+            e.reservation for e in self._events if e.command in wanted or (e.key is not None and (e.budget, e.key) in named)
+        }
         return [e for e in self._events if e.command in wanted or (e.reservation and e.reservation in wanted | entries)]
 
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
