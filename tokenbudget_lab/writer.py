@@ -345,7 +345,11 @@ class Writer:
                 self._rebuild()
             self._recall(batch)
             self.decisions.expire(max(ts, self.decisions.state.ts))
-            answered += [ticket for ticket in batch if self._answer(ticket, ts)]
+            for ticket in batch:
+                if self._waiters and self.decisions.freed and type(ticket.command) is Reserve:
+                    answered += self._admit_waiters(ts)  # who stands in line comes before who comes now
+                if self._answer(ticket, ts):
+                    answered.append(ticket)
             answered += self._admit_waiters(ts)
             self.decisions.flush_refusals(ts)
             events = self._take_events()
@@ -375,8 +379,13 @@ class Writer:
         before = self._waiters.get(command.id)
         deadline = before[1] if before else ts + command.wait
         self._waiters[command.id] = (ticket, deadline, error)
-        heapq.heappush(self._alarms, deadline)
-        heapq.heappush(self._alarms, self.decisions.state.nodes[command.budget].window_end())
+        if before is None:
+            heapq.heappush(self._alarms, deadline)
+            heapq.heappush(self._alarms, self._turns(command))
+
+    def _turns(self, command: Reserve) -> int:
+        """When the first of the windows that a reserve counts in ends."""
+        return self.decisions.state.nodes[command.budget].window_end()
 
     def _admit_waiters(self, ts: int) -> list[Ticket]:
         """Grant those that fit now, in order of arrival; tell those whose time is over."""
@@ -410,6 +419,9 @@ class Writer:
                 self.decisions.refuse(command, ts, ticket.box.origin, error)
                 ticket.error = error
                 answered.append(ticket)
+        if alarmed:
+            for end in {self._turns(t.command) for t, _, _ in self._waiters.values() if isinstance(t.command, Reserve)}:
+                heapq.heappush(self._alarms, end)
         return answered
 
     def _recall(self, batch: Iterable[Ticket]) -> None:
