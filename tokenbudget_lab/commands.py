@@ -1,4 +1,4 @@
-"""What a ledger can be asked. SEMANTICS of each stand in `docs/semantics.md`.
+"""What a ledger can be asked. What each one does, exactly, stands in `docs/semantics.md`.
 
 A command is a plain tuple of integers and strings, so that it travels to the keeper as it is. The first field is always its
 id: sent twice, it is decided once and answered twice the same. Money is pico-dollars, durations are microseconds.
