@@ -9,6 +9,7 @@ import sys
 import time
 from itertools import count
 from pathlib import Path
+from shutil import rmtree
 from types import TracebackType
 from typing import Any, Self
 
@@ -51,6 +52,7 @@ class Crew:
         order = {"do": way, "path": str(path), "tasks": tasks, "threads": threads, "seconds": seconds}
         told = self._together(self._workers[:processes], order)
         self._ask(do="check", what=way, path=str(path), pairs=sum(one["pairs"] for one in told), events=None)
+        self._remove(path)
         return told
 
     def append(self, size: int, seconds: float) -> dict[str, Any]:
@@ -58,6 +60,7 @@ class Crew:
         path = self._new_file("append")
         (told,) = self._together(self._workers[:1], {"do": "append", "path": str(path), "size": size, "seconds": seconds})
         self._ask(do="check", what="append", path=str(path), pairs=0, events=told["events"])
+        self._remove(path)
         return told
 
     def stages(self, batch: int) -> dict[str, float]:
@@ -69,6 +72,12 @@ class Crew:
         if path.suffix == ".sqlite":
             SQLiteLedger.create(path)
         return path
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        """What lies about would still be written to disk while the next one is measured."""
+        for file in path.parent.glob(f"{path.name}*"):
+            rmtree(file) if file.is_dir() else file.unlink()
 
     def _together(self, workers: list[subprocess.Popen[str]], order: dict[str, Any]) -> list[dict[str, Any]]:
         for index, worker in enumerate(workers):
@@ -85,6 +94,8 @@ class Crew:
         return _answer(self._workers[0])
 
     def __enter__(self) -> Self:
+        for worker in self._workers:
+            _answer(worker)  # up: nothing is measured while they start
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:

@@ -1,9 +1,9 @@
 """Measure the ledger beside SQLite, on this machine, now: `make bench`, or `python benchmarks/ledger.py --help`.
 
 A rate by itself says more about the machine than about the ledger, so every rate stands beside one of SQLite's that was
-measured moments before, and the ratio is what counts. Rounds are interleaved and every figure is their median; a round in
-which the disk was slow (fdatasync of 200 bytes took 0.3 ms or more) is left out. After each measurement the file is opened
-again and checked: sound, and exactly the pairs that were counted.
+measured moments before, and the ratio is what counts. Rounds are interleaved and every figure is their median; a group of
+measurements in which the disk was slow (fdatasync of 200 bytes, before and after each, took 0.3 ms or more) is left out.
+After each measurement the file is opened again and checked: sound, and exactly the pairs that were counted.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from benchmarks.tables import show
 
 SLOW_DISK_MS = 0.3
 LIMIT_S = 340.0  # no round is begun that would end later
+LONGEST_S = 30.0  # one measurement
 PROCESSES = (1, 2, 4, 8, 16)
 BATCHES = (1, 100, 1_000, 10_000)
 
@@ -55,16 +56,19 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """One round: fdatasync's median before and after, and every measurement by its group's title and its way."""
+class Group:
+    """Measurements that are compared, by way; with fdatasync's median (ms) before each of them and after the last."""
 
-    sync_ms: tuple[float, float]
-    results: dict[str, dict[str, Measured]]
+    sync_ms: list[float]
+    ways: dict[str, Measured]
 
     @property
     def quiet(self) -> bool:
         """Whether the disk was as fast as it has to be for a comparison."""
         return max(self.sync_ms) < SLOW_DISK_MS
+
+
+Round = dict[str, Group]
 
 
 def plan(*, quick: bool) -> dict[str, list[Load]]:
@@ -73,7 +77,7 @@ def plan(*, quick: bool) -> dict[str, list[Load]]:
     for tasks in (1_000, 1) if quick else (1_000, 1, 10, 100):
         groups[f"{tasks:,} task{'s' * (tasks > 1)}"] = [Load("sqlite"), Load("embedded", 1, tasks), Load("keeper", 1, tasks)]
     groups["1 task"].insert(1, Load("sqlite, chained"))
-    for threads in (8, 64):
+    for threads in (64,) if quick else (8, 64):
         groups[f"{threads} threads"] = [Load("sqlite"), Load("embedded", threads=threads), Load("keeper", threads=threads)]
     for processes in (1, 16) if quick else PROCESSES:
         title = f"{processes} process{'es' * (processes > 1)} × 50 tasks"
@@ -87,32 +91,42 @@ def plan(*, quick: bool) -> dict[str, list[Load]]:
 
 def measure_round(crew: Crew, groups: dict[str, list[Load]], seconds: float) -> Round:
     """Every load once."""
-    before = fdatasync_ms(crew.folder)
-    results: dict[str, dict[str, Measured]] = {}
+    done: Round = {}
     for title, loads in groups.items():
-        results[title] = {}
-        peer: float | None = None
-        for load in loads:
-            if load.way == "append":
-                told = [crew.append(load.size, seconds / 2)]
-                rate = told[0]["rate"]
-            else:
-                told = crew.measure(load.way, load.processes, load.tasks, load.threads, seconds)
-                rate = sum(len(one["took"]) for one in told) / seconds
-            took = sorted(s * 1e3 for one in told for s in one["took"])
-            busy = {name: sum(one["busy"].get(name, 0.0) for one in told) for name in ("client", "writer", "link", "keeper")}
-            ratio = rate / peer if peer else None
-            results[title][load.way] = Measured(rate, at(took, 0.5), at(took, 0.99), ratio, busy)
-            peer = peer or rate
-    return Round((before, fdatasync_ms(crew.folder)), results)
+        # DuckDB alone has its peer in another group.
+        peer = done["1 task"].ways["sqlite"].rate if title.startswith("append") else None
+        done[title] = measure_group(crew, loads, seconds, peer)
+    return done
+
+
+def measure_group(crew: Crew, loads: list[Load], seconds: float, peer: float | None) -> Group:
+    """Loads in turn, beside the first of them where there is no other peer."""
+    syncs, ways = [fdatasync_ms(crew.folder)], {}
+    for load in loads:
+        if load.way == "append":
+            told = [crew.append(load.size, seconds / 2)]
+            rate = told[0]["rate"] / 2  # a pair is two events
+        else:
+            window, count = seconds, 0
+            while not count and window < LONGEST_S:  # on a machine that does not get round to it, a longer look
+                told = crew.measure(load.way, load.processes, load.tasks, load.threads, window)
+                count = sum(len(one["took"]) for one in told)
+                rate, window = count / window, window * 4
+        syncs.append(fdatasync_ms(crew.folder))
+        took = sorted(s * 1e3 for one in told for s in one["took"])
+        assert took, f"{load}: nothing ended inside the window, {LONGEST_S:g} s long"
+        busy = {name: sum(one["busy"].get(name, 0.0) for one in told) for name in ("client", "writer", "link", "keeper")}
+        ways[load.way] = Measured(rate, at(took, 0.5), at(took, 0.99), rate / peer if peer else None, busy)
+        peer = peer or rate
+    return Group(syncs, ways)
 
 
 def at(ordered: list[float], fraction: float) -> float:
-    """A quantile; not a number where nothing was measured."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else float("nan")
+    """A quantile."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))]
 
 
-def fdatasync_ms(folder: Path, times: int = 60) -> float:
+def fdatasync_ms(folder: Path, times: int = 40) -> float:
     """What the disk takes for what every transaction needs: the median fdatasync of a 200-byte append, in ms."""
     sync = getattr(os, "fdatasync", os.fsync)
     took = []
@@ -127,16 +141,20 @@ def fdatasync_ms(folder: Path, times: int = 60) -> float:
 
 def medians(rounds: list[Round]) -> dict[str, dict[str, Measured]]:
     """Over rounds, of each figure by itself; the ratio is the median of ratios, not the ratio of medians."""
-    return {
-        title: {way: _median([one.results[title][way] for one in rounds]) for way in ways}
-        for title, ways in rounds[0].results.items()
-    }
+    told = {}
+    for title, first in rounds[0].items():
+        every = [one[title] for one in rounds]
+        kept = [group for group in every if group.quiet] or every
+        told[title] = {way: _median([group.ways[way] for group in kept]) for way in first.ways}
+    return told
 
 
 def _median(several: list[Measured]) -> Measured:
     ratios = [one.ratio for one in several if one.ratio is not None]
     return Measured(
-        *(statistics.median(getattr(one, name) for one in several) for name in ("rate", "p50_ms", "p99_ms")),
+        statistics.median(one.rate for one in several),
+        statistics.median(one.p50_ms for one in several),
+        statistics.median(one.p99_ms for one in several),
         statistics.median(ratios) if ratios else None,
         {name: statistics.median(one.busy[name] for one in several) for name in several[0].busy},
     )
@@ -163,7 +181,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round, under a minute: for trying the benchmark itself")
     parser.add_argument("--rounds", type=int, help="at most; as many as fit into six minutes (default 5)")
     parser.add_argument("--seconds", type=float, help="for each measurement (default 2)")
-    parser.add_argument("--dir", type=Path, default=Path(), help="on whose filesystem to measure (default: the working folder)")
+    parser.add_argument(
+        "--dir", type=Path, default=Path(__file__).parent, help="where to make the files (default: beside this)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there")
     return parser.parse_args()
 
@@ -171,9 +191,10 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, then show."""
     args = arguments()
-    rounds_wanted, seconds = args.rounds or (1 if args.quick else 5), args.seconds or (0.7 if args.quick else 2.0)
-    began, rounds, groups = time.monotonic(), [], plan(quick=args.quick)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=args.dir) as name:
+    rounds_wanted, seconds = args.rounds or (1 if args.quick else 5), args.seconds or (0.5 if args.quick else 2.0)
+    groups = plan(quick=args.quick)
+    began, rounds = time.monotonic(), list[Round]()
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=args.dir, ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
         about = machine(folder.parent)
         with Crew(folder, max(PROCESSES), warm_s=0.2 if args.quick else 0.3) as crew:
@@ -185,10 +206,10 @@ def main() -> None:
                 if now - began + (now - started) > LIMIT_S and args.rounds is None:
                     break
             stages = {batch: crew.stages(batch) for batch in (1, 1_000)}
-    kept = [one for one in rounds if one.quiet] or rounds
-    about |= {"load_after": os.getloadavg()[0], "rounds": len(rounds), "quiet": sum(one.quiet for one in rounds)}
+    quiet = {title: sum(one[title].quiet for one in rounds) for title in groups}
+    about |= {"load_after": os.getloadavg()[0], "rounds": len(rounds), "quiet": quiet}
     about |= {"seconds_each": seconds, "took_s": round(time.monotonic() - began)}
-    result = medians(kept)
+    result = medians(rounds)
     show(about, result, stages)
     if args.json:
         told = {"about": about, "medians": result, "stages_us_per_pair": stages, "rounds": rounds}
@@ -196,9 +217,12 @@ def main() -> None:
 
 
 def _tell(number: int, one: Round, took_s: float) -> None:
-    before, after = one.sync_ms
-    verdict = "" if one.quiet else f"  slow disk, left out (a quiet one is under {SLOW_DISK_MS} ms)"
-    print(f"round {number + 1}: {took_s:.0f} s, fdatasync {before:.2f} → {after:.2f} ms{verdict}", file=sys.stderr, flush=True)
+    syncs = [ms for group in one.values() for ms in group.sync_ms]
+    slow = [title for title, group in one.items() if not group.quiet]
+    median = statistics.median(syncs)
+    said = f"round {number + 1}: {took_s:.0f} s, fdatasync {min(syncs):.2f} … {max(syncs):.2f}, median {median:.2f} ms"
+    left_out = f"; left out for a slow disk: {', '.join(slow)}" if slow else ""
+    print(said + left_out, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from hashlib import sha256
 from pathlib import Path
 
+from benchmarks.pairs import BUDGETS, LIMIT_PICO, TIMEOUT_US
 from tokenbudget_lab.events import FIELDS, GENESIS, canonical
 from tokenbudget_lab.ids import new_id
-
-from benchmarks.amounts import BUDGETS, LIMIT_PICO, TIMEOUT_US
 
 BUSY_S = 60.0
 _SCHEMA = f"""
@@ -35,7 +35,7 @@ update budgets set held_usd = held_usd - ?, held_requests = held_requests - ?,
        committed_usd = committed_usd + ?, committed_requests = committed_requests + ?
 where name in (?, ?, ?)
 """
-_EVENT = f"insert into events values ({', '.join('?' * len(FIELDS))})"
+_EVENT = f"insert into events values ({', '.join('?' * len(FIELDS))})"  # noqa: S608 - question marks
 
 
 class SQLiteLedger:
@@ -67,7 +67,7 @@ class SQLiteLedger:
         Raises:
             ValueError: it does not fit.
         """
-        id, ts = new_id(), time.time_ns() // 1000  # noqa: A001 - an id
+        id, ts = new_id(), time.time_ns() // 1000
         expires = ts + TIMEOUT_US
         run = self._con.execute
         run("begin immediate")
@@ -81,7 +81,7 @@ class SQLiteLedger:
         run("commit")
         return id
 
-    def commit(self, id: str, usd: int) -> None:  # noqa: A002 - a reservation's id
+    def commit(self, id: str, usd: int) -> None:
         """Count what was used, once.
 
         Raises:
@@ -134,6 +134,4 @@ class SQLiteLedger:
 
 
 def _hash(previous: bytes | None, body: tuple[object, ...]) -> bytes | None:
-    from hashlib import sha256
-
     return None if previous is None else sha256(previous + canonical(body)).digest()

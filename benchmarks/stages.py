@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pairs import commands_of, prebuilt
 from tokenbudget_lab.commands import Commit, Reserve
 from tokenbudget_lab.decide import Decisions
 from tokenbudget_lab.events import Event, chained
@@ -23,8 +24,6 @@ from tokenbudget_lab.rows import to_batch, to_row
 from tokenbudget_lab.state import State
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.wire import from_wire, pack, to_wire, unpack
-
-from benchmarks.loads import commands_of, prebuilt
 
 Batches = list[list[Event]]
 

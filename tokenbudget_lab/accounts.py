@@ -74,6 +74,7 @@ class Node:
 
     __slots__ = (
         "_checks",
+        "_since",
         "_slots",
         "_until",
         "_windows",
@@ -98,7 +99,7 @@ class Node:
     def forget(self) -> None:
         """Drop what was computed from limits, windows and alerts; they changed."""
         self.alerting = any(node.alerts for node in self.path)
-        self._until = 0
+        self._since = self._until = 0  # while which the windows are the current ones
         self._windows: tuple[int, ...] | None = None
         self._slots: tuple[Totals, ...] = ()
         self._checks: tuple[Check, ...] = ()
@@ -123,10 +124,10 @@ class Node:
 
     def current(self, ts: int) -> tuple[Totals, ...]:
         """The totals on the whole path that an instant counts in."""
-        if ts >= self._until:
+        if not self._since <= ts < self._until:  # also where a clock that was ahead, while nothing was written, is put right
             windows, until = self.windows_at(ts)
             self.slots(windows)
-            self._until = until
+            self._since, self._until = max(windows, default=0), until
         return self._slots
 
     def checks(self, ts: int) -> tuple[Check, ...]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable
+from fractions import Fraction
+from functools import lru_cache
 from heapq import heappop
+from math import ceil
 from typing import Any
 
 from .accounts import Check, Node
@@ -491,7 +494,7 @@ class Decisions:
             for resource, limit, used in spent:
                 for threshold in account.node.alerts if limit else ():
                     mark = (resource, limit, threshold)
-                    if used < threshold * limit or mark in totals.alerted:  # type: ignore[operator] # limit is not None here
+                    if used < _reached(threshold, limit or 0) or mark in totals.alerted:
                         continue
                     detail = to_detail(
                         window=account.cap.window, start=totals.start, resource=resource, limit=limit, threshold=threshold
@@ -586,6 +589,12 @@ def _same(entry: Entry, c: Reserve, id: str | None) -> Entry:
             f"first {amounts(entry.held)} in {entry.node.name}, now {amounts((c.usd, c.tokens, c.requests))} in {c.budget}",
         )
     return entry
+
+
+@lru_cache(maxsize=1024)
+def _reached(threshold: float, limit: int) -> int:
+    """The least amount that is a fraction of a limit, the fraction as it is written: 0.55 of 100 is 55, not a bit more."""
+    return ceil(Fraction(repr(threshold)) * limit)
 
 
 def _must_be_same(done: Event, c: Command, kind: str, budget: str, *, agrees: bool) -> None:

@@ -203,7 +203,7 @@ def _lazy(frame: str, read: Callable[[list[str], int | None], Iterator[pl.DataFr
     from polars.io.plugins import register_io_source
 
     def source(
-        names: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, size: int | None
+        names: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _size: int | None
     ) -> Iterator[pl.DataFrame]:
         for part in read(names or list(COLUMNS[frame]), n_rows):  # Polars counts the rows before it filters them
             yield part if predicate is None else part.filter(predicate)
@@ -215,6 +215,11 @@ def _in_utc(fields: Any) -> Any:
     """An Arrow schema with the zone of its instants said: by rule they are UTC."""
     import pyarrow as pa
 
-    naive, aware = pa.timestamp("us"), pa.timestamp("us", "UTC")
-    zoned = {naive: aware, pa.list_(naive): pa.list_(aware)}
-    return pa.schema([field.with_type(zoned.get(field.type, field.type)) for field in fields])
+    aware = pa.timestamp("us", "UTC")
+
+    def zoned(kind: Any) -> Any:
+        if pa.types.is_list(kind):
+            return pa.list_(zoned(kind.value_type))
+        return aware if pa.types.is_timestamp(kind) else kind
+
+    return pa.schema([field.with_type(zoned(field.type)) for field in fields])

@@ -168,7 +168,7 @@ class Link:
     def _too_late(self, number: int, ok: bool, what: Any) -> None:  # noqa: FBT001 - as it stands in the message
         """A grant whose caller was told that nobody answers: it is given back."""
         ticket = self._late.pop(number, None)
-        if ticket is not None and ok and isinstance(ticket.command, Reserve):
+        if ticket is not None and ok and isinstance(ticket.command, Reserve) and what[0] == ticket.command.id:
             self.submit(Ticket(Rollback(new_id(), what[0]), ticket.box))
 
     def _give_up_on_silence(self) -> None:

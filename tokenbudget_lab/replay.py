@@ -11,6 +11,7 @@ import asyncio
 import csv
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from typing import BinaryIO, NamedTuple
 
 from .errors import BudgetExceeded, InvalidValue, PriceUnknown, money
 from .handles import Budget
+from .ledger import Ledger, Prices
 from .render import escaped
 from .reservation import Counted, Reservation
 from .usage import Usage
@@ -222,7 +224,9 @@ def run(
         raise InvalidValue("parallel", f"{parallel!r} is not a number of calls from 1 to {MAX_PARALLEL:,}")
     if speed is not None and not 0 < speed < math.inf:
         raise InvalidValue("speed", f"{speed!r} is not a factor above 0")
-    uncapped = _price(budget, calls, model)
+    prices = check_price(budget.ledger, model)
+    sizes = Counter((call.input_tokens, call.output_tokens) for call in calls)
+    uncapped = sum((n * prices.cost(Usage(*size), model) for size, n in sizes.items()), Decimal(0))
     player = _Player(budget, model, max_output_tokens, speed, wait, tell)
     began, interrupted = time.perf_counter(), False
     try:
@@ -232,11 +236,16 @@ def run(
     return player.told(len(calls), uncapped, time.perf_counter() - began, interrupted=interrupted)
 
 
-def _price(budget: Budget, calls: Iterable[TracedCall], model: str) -> Decimal:
-    prices = budget.ledger.prices
-    if prices is None:
+def check_price(ledger: Ledger, model: str) -> Prices:
+    """The ledger's prices, once it is known that they know the model.
+
+    Raises:
+        PriceUnknown: they do not.
+    """
+    if ledger.prices is None:
         raise PriceUnknown(model, "this ledger has no price list")
-    return sum((prices.cost(Usage(call.input_tokens, call.output_tokens), model) for call in calls), Decimal(0))
+    ledger.prices.worst_case(model, 1, 1)
+    return ledger.prices
 
 
 class _Player:

@@ -111,14 +111,14 @@ class Receipt:
             self._told()
 
     def _told(self) -> Counted | str:
-        self._read = True
+        first, self._read = not self._read, True
         if self._ledger.unread:
             with contextlib.suppress(ValueError):
                 self._ledger.unread.remove(self)
         answer = self._ticket.outcome()
         if len(answer) != _COUNTED:
             return str(answer[1])  # of a rollback: id and state
-        if answer[9]:
+        if answer[9] and first:
             self._ledger.alert(answer[9])
         usd = None if answer[3] is None else usd_of(answer[3])
         return Counted(answer[0], answer[1], instant(answer[2]), usd, *answer[4:9])

@@ -39,6 +39,7 @@ _FENCED: dict[str, str | bool | int | float | list[str]] = {
 }
 _NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _TABLE_FUNCTIONS = {"range", "generate_series", "unnest", "repeat", "json_each", "json_tree"}
+_VIEWS = ("calls", "reservations", "budgets", "balances")
 _PLANNED_BY = "unused_columns"  # the one optimizer that runs when a query is asked for its columns
 _NOT_LOADED = "this column was not loaded"
 _TYPES = {
@@ -73,33 +74,36 @@ def run(desk: Desk, query: str, parameters: Mapping[str, Any] | None = None) -> 
         raise QueryRefused(f"{type(query).__name__} is no SQL text")
     import duckdb
 
-    given = dict(parameters or {}) or None
     con = duckdb.connect(":memory:", config=_FENCED)
-    try:
-        return _interruptible(con, lambda: _answer(con, desk, query, given))
-    finally:
-        con.close()
+    return _interruptible(con, lambda: _answer(con, desk, query, dict(parameters or {}) or None))
 
 
 def _interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-    """Work in a thread of its own: DuckDB itself does not reliably stop at Ctrl-C, an idle main thread does."""
+    """Work in a thread of its own: DuckDB does not reliably notice Ctrl-C, a main thread that waits does."""
+    import duckdb
+
     results: list[pl.DataFrame] = []
     errors: list[BaseException] = []
+    done = threading.Event()  # and no join: interrupted, Python takes the thread for ended (bpo-45274)
 
     def worker() -> None:
         try:
             results.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             errors.append(error)
+        finally:
+            con.close()
+            done.set()
 
-    thread = threading.Thread(target=worker, name="tokenbudget sql", daemon=True)
-    thread.start()
+    threading.Thread(target=worker, name="tokenbudget sql", daemon=True).start()
     try:
-        thread.join()
+        while not done.wait(0.1):
+            pass  # an endless wait would not notice a Ctrl-C that was delivered to another thread
     except BaseException:
-        while thread.is_alive():  # an interrupt between two statements is lost, so it is said again
-            con.interrupt()
-            thread.join(0.05)
+        while not done.is_set():
+            with contextlib.suppress(duckdb.Error):  # closed by now
+                con.interrupt()
+            done.wait(0.05)  # then again: an interrupt that falls between two statements is lost
         raise
     if errors:
         raise errors[0]
@@ -110,7 +114,8 @@ def _answer(con: duckdb.DuckDBPyConnection, desk: Desk, query: str, given: dict[
     con.execute("set TimeZone = 'UTC'")
     text = _checked(con, query)
     con.execute(f"create table events ({', '.join(f'{name} {kind}' for name, kind in _TYPES.items())})")
-    con.execute(files("tokenbudget_lab.stores").joinpath("views.sql").read_text())
+    if any(view in text.lower() for view in _VIEWS):
+        con.execute(files("tokenbudget_lab.stores").joinpath("views.sql").read_text())
     con.execute(f"set disabled_optimizers = '{','.join(_optimizers(con))}'")
     needed = _needed(con, text, given)
     con.execute("reset disabled_optimizers")
@@ -143,7 +148,7 @@ def _refusing() -> Iterator[None]:
         lines = [line for line in str(error).splitlines() if line.strip()]
         lines = lines[:_FIRST_LINES] or [type(error).__name__]
         if isinstance(error, duckdb.CatalogException):
-            lines.append("The tables are events, calls, reservations, budgets and balances.")
+            lines.append(f"The tables are events, {', '.join(_VIEWS)}.")
         raise QueryRefused("\n".join(lines)) from None
 
 
@@ -247,7 +252,7 @@ def _fetched(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | 
         with _refusing():
             answer = con.sql(text, params=given)
             sums = [name for name, kind in zip(answer.columns, answer.types, strict=True) if str(kind) == "HUGEINT"]
-            frame = answer.pl()
+            frame: pl.DataFrame = answer.pl()
     finally:
         con.execute("rollback")
     return frame.with_columns(_int64(frame[name]) for name in sums)

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from .balance import Balance
 from .connection import Ledger, connect
-from .demo import DemoItem, demo_client, demo_study
+from .demo import CHARACTERS_PER_TOKEN, DemoItem, demo_client, demo_study
 from .errors import BudgetExceeded
 from .handles import Budget
 from .ledger import Verification
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ROOT, CAP_USD = "study", Decimal("0.045")
 SHARES_USD = {"zero-shot": Decimal("0.01"), "few-shot": Decimal("0.015"), "chain-of-thought": Decimal("0.03")}
 PARALLEL = 20
-LATENCY_S = (0.2, 1.2)
+LATENCY_S = (0.1, 0.8)
 FAILURES, SEED = 0.3, 7
 CRASHED_S = 3.0  # until the hold of the killed process expires
 _LOOK_S, _SAY_S = 0.1, 1.0  # how often a terminal is drawn, and a log gets a line
@@ -56,7 +56,7 @@ _WHERE_IT_WENT = """
     from calls where starts_with(budget, $root || '/') group by all
 """
 _FOOTNOTE = (
-    "Failed: the provider refused the call, and its hold was given back.\n"
+    "\nFailed: the provider refused the call, and its hold was given back.\n"
     "Unknown: the call may have been billed, so its hold counts as spent;\n"
     "one of them is the killed process's."
 )
@@ -197,7 +197,7 @@ class _Calls:
         try:
             return self._send(item)
         except BudgetExceeded as refused:
-            self.refusal = self.refusal or f"{item.item} {item.condition}: {refused}"
+            self.refusal = self.refusal or str(refused)
             return "refused"
         except anthropic.APIError:
             return "unknown"
@@ -207,7 +207,7 @@ class _Calls:
         import anthropic
 
         ask: list[anthropic.types.MessageParam] = [{"role": "user", "content": item.prompt}]
-        size = self.client.messages.count_tokens(model=item.model, messages=ask).input_tokens
+        size = len(item.prompt) // CHARACTERS_PER_TOKEN + 10  # rather too many than too few
         with self.budgets[item.condition].reserve(
             model=item.model, input_tokens=size, max_output_tokens=item.max_tokens, wait=30,
             tags={"condition": item.condition, "item": item.item},
@@ -276,12 +276,12 @@ def show_closing(out: Console, report: Study) -> None:
     if not out.is_terminal:  # there the last picture still stands
         out.print(bars(report.balances, out))
     out.print(Text(), _table(report.conditions))
-    out.print(Text(_FOOTNOTE, style="dim"), soft_wrap=True)
+    out.print(Text(_FOOTNOTE, style="dim"))
     if report.refusal:
-        out.print(Text(f"\nThe first refusal, {escaped(report.refusal)}"), soft_wrap=True)
-    out.print(Text(f"\nverify: {report.proof}", style="bold"), soft_wrap=True)
+        out.print(Text(f"\nThe first refusal: {escaped(report.refusal)}"))
+    out.print(Text(f"\nverify: {report.proof}", style="bold"))
     out.print(f"\n{report.seconds:.1f} s. The ledger stays; look into it:")
-    sql = "select tags['condition'] as condition, sum(cost_usd) as usd from calls group by all"
+    sql = "select budget, sum(cost_usd) from calls group by all"
     for command in (f"status {path}", f'sql {path} "{sql}"', f"verify {path}"):
         out.print(Text(f"  tokenbudget {command}"), soft_wrap=True)
 

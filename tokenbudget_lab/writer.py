@@ -83,7 +83,8 @@ class Ticket:
                 self.desk.submit(Ticket(Cancel(new_id(), self.command.id), self.box))
 
     def _undo(self) -> None:
-        if isinstance(self.command, Reserve) and self.error is None and self.desk is not None:
+        granted = isinstance(self.command, Reserve) and self.error is None and self.answer[0] == self.command.id
+        if granted and self.desk is not None:  # what a key found belongs to the call that made it
             with contextlib.suppress(LedgerUnavailable):  # then its expiry ends it
                 self.desk.submit(Ticket(Rollback(new_id(), self.answer[0]), self.box))
 
@@ -346,7 +347,7 @@ class Writer:
             self._recall(batch)
             self.decisions.expire(max(ts, self.decisions.state.ts))
             for ticket in batch:
-                if self._waiters and self.decisions.freed and type(ticket.command) is Reserve:
+                if self._waiters and type(ticket.command) is Reserve:
                     answered += self._admit_waiters(ts)  # who stands in line comes before who comes now
                 if self._answer(ticket, ts):
                     answered.append(ticket)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from tokenbudget_lab.balance import Balance, LimitBalance
 from tokenbudget_lab.errors import InvalidValue
-from tokenbudget_lab.limits import Limit
+from tokenbudget_lab.limits import Limit, budget_name, zone
 from tokenbudget_lab.render import balance_text, escaped, of_limit
 
 from .shell import Embedded, Json, LedgerArgument, LedgerOption, chosen, console, examples, glyphs, opened, print_json
@@ -60,6 +60,7 @@ def create(
     if unlimited == any(value is not None for value in given.values()):
         raise InvalidValue("budget create", "needs --usd, --tokens or --requests, or else --unlimited")
     limits = [] if unlimited else [Limit(**given, window=window_of(window))]
+    name, tz = budget_name(name), zone(tz).key  # a typing error must not make a ledger
     with opened(ledger, embedded=embedded, make=True) as book:
         _tell(book.budget(name, limits=limits, tz=tz, alerts=alert or ()).balance, json=json)
 

@@ -13,21 +13,24 @@ from tokenbudget_lab import __version__
 from . import budgets, keepers, looks, runs
 from .shell import Commands, examples
 
+EXAMPLES = examples(
+    "tokenbudget demo",
+    "tokenbudget budget create prompt-study --usd 25",
+    "tokenbudget status",
+    'tokenbudget sql "select model, sum(cost_usd) from calls group by all"',
+)
+CODES = (
+    "Ends with 0 if all is fine, 1 if something was refused, is over or unsound, 2 for bad usage or input, 3 if the ledger "
+    "cannot be reached."
+)
+
 app = typer.Typer(
     name="tokenbudget",
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=examples(
-        "tokenbudget demo",
-        "tokenbudget budget create prompt-study --usd 25",
-        "tokenbudget status",
-        'tokenbudget sql "select model, sum(cost_usd) from calls group by all"',
-    )
-    + "\n\n"
-    "Ends with 0 if all is fine, 1 if something was refused, is over or unsound, 2 for bad usage or input, "
-    "3 if the ledger cannot be reached.",
+    epilog=f"{EXAMPLES}\n\n{CODES}",
 )
 for part in (runs, budgets, looks, keepers):
     app.add_typer(part.app)

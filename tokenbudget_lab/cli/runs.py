@@ -93,6 +93,7 @@ def replay(
         trace, input_column=input_column, output_column=output_column, time_column=None if speed is None else time
     )
     with opened(ledger, embedded=embedded, make=True) as book, progress(quiet=json) as bar:
+        play.check_price(book, model)
         whose = book.budget(budget, usd=usd)
         task = bar.add_task("replaying", total=len(calls))
 

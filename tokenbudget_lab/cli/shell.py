@@ -113,6 +113,8 @@ def opened(where: str | None, *, embedded: bool = False, make: bool = False) -> 
 
 def existing(where: str | None) -> Place:
     """The place of a ledger that is there already: who only looks must not make one."""
+    if where is not None and where.startswith(("postgresql://", "postgres://")):
+        connect(where).close()  # it says what this version can and cannot do, without repeating a password
     with contextlib.redirect_stderr(io.StringIO()):  # that a default ledger would be new is no news here
         place = place_of(default_path() if where is None else where)
     if not place.file.exists():

@@ -1,0 +1,142 @@
+"""One behaviour suite for every store.
+
+A test that asks for `ledger` runs once per store. A test that also asks for `clock` decides what time it is, and runs on the
+stores that a clock can be passed to. Whatever a test did, its ledger is verified when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tokenbudget_lab as tbl
+from tokenbudget_lab.events import Event
+from tokenbudget_lab.ids import uuid7_source
+from tokenbudget_lab.place import place_of
+from tokenbudget_lab.stores.duckdb import DuckDBStore
+from tokenbudget_lab.stores.memory import MemoryStore
+
+WITH_A_CLOCK = ("memory", "duckdb")
+STORES = WITH_A_CLOCK  # the keeper's place: (*WITH_A_CLOCK, "keeper")
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self._ns = 0
+        self.set("2026-11-23 12:00")
+
+    def now_ns(self) -> int:
+        """Unix nanoseconds."""
+        return self._ns
+
+    @property
+    def now(self) -> datetime:
+        """The same as an aware datetime."""
+        return datetime.fromtimestamp(self._ns / 1e9, UTC)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, or go back."""
+        self._ns += round(seconds * 1_000_000_000)
+
+    def set(self, moment: str) -> None:
+        """Go to a moment, written in UTC: `2026-11-23 12:00`."""
+        self._ns = int(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp()) * 1_000_000_000
+
+
+class Home:
+    """Where one test's ledger lives; it can be opened again after it was closed."""
+
+    def __init__(self, store: str, folder: Path, clock: Clock) -> None:
+        self.store, self.path, self.clock = store, folder / "spend.duckdb", clock
+        self._memory = MemoryStore()
+        self.ledger = self._open()
+
+    def _open(self) -> tbl.Ledger:
+        if self.store == "keeper":
+            return tbl.connect(self.path)
+        store = self._memory if self.store == "memory" else DuckDBStore(place_of(self.path))
+        return tbl.Ledger(store=store, clock_ns=self.clock.now_ns, ids=uuid7_source(self.clock.now_ns))
+
+    def reopen(self) -> tbl.Ledger:
+        """Close the ledger and open it again from what its store kept."""
+        self.ledger.close()
+        self.ledger = self._open()
+        return self.ledger
+
+    def finish(self) -> None:
+        """Prove that replaying every event gives the balances in force."""
+        if self.ledger.closed:
+            self.ledger = self._open()
+        try:
+            self.ledger.verify()
+        finally:
+            self.ledger.close()
+
+
+class Log:
+    """The events of a test's ledger."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    @property
+    def events(self) -> list[Event]:
+        """All of them, without the first one, that created the ledger."""
+        ledger = self._home.ledger
+        return list(ledger.desk.events(ledger.verify().events))[1:]
+
+    @property
+    def kinds(self) -> list[str]:
+        """What happened, in order."""
+        return [event.kind for event in self.events]
+
+    def last(self, kind: str) -> Event:
+        """The last event of a kind."""
+        return next(event for event in reversed(self.events) if event.kind == kind)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what asks for a ledger once per store."""
+    if "store" in metafunc.fixturenames:
+        metafunc.parametrize("store", WITH_A_CLOCK if "clock" in metafunc.fixturenames else STORES)
+
+
+@pytest.fixture
+def clock(home: Home) -> Clock:
+    return home.clock
+
+
+@pytest.fixture
+def home(store: str, tmp_path: Path) -> Iterator[Home]:
+    home = Home(store, tmp_path, Clock())
+    yield home
+    home.finish()
+
+
+@pytest.fixture
+def ledger(home: Home) -> tbl.Ledger:
+    return home.ledger
+
+
+@pytest.fixture
+def log(home: Home) -> Log:
+    return Log(home)
+
+
+async def in_line(budget: tbl.Budget, **what: Any) -> asyncio.Task[tbl.Reservation]:
+    """Reserve in a task of its own, and go on when the ledger has decided: it is granted, refused, or stands in line."""
+
+    async def take() -> tbl.Reservation:
+        return await budget.reserve(**what)
+
+    task = asyncio.create_task(take())
+    await asyncio.sleep(0)  # the task runs up to its first wait, which is behind the handing in
+    assert budget.balance.budget == budget.name  # and what is handed in later is answered later
+    return task

@@ -1,0 +1,69 @@
+"""The demo: it ends within its cap, counts what it does not know, and leaves a sound ledger."""
+
+import json
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import tokenbudget_lab as tbl
+from tokenbudget_lab import study
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> study.Study:
+    with Console(record=True, width=80).capture() as _:
+        return study.run(Console(quiet=True), str(tmp_path_factory.mktemp("demo") / "demo.duckdb"), embedded=True)
+
+
+def test_the_study_ends_within_its_caps_and_is_refused_when_the_money_is_gone(report: study.Study) -> None:
+    assert all(limit.left >= 0 for balance in report.balances for limit in balance.limits)
+    assert sum(row.refused for row in report.conditions) > 0
+    assert "requested" in report.refusal
+
+
+def test_every_call_is_accounted_for(report: study.Study) -> None:
+    """60 calls of the study, and the killed process's one."""
+    assert sum(row.calls + row.refused + row.failed for row in report.conditions) == 61
+
+
+def test_the_killed_process_and_the_failed_provider_are_counted_as_unknown(report: study.Study) -> None:
+    """The hold of the crash alone is more than half a cent."""
+    assert sum(row.unknown for row in report.conditions) >= 1
+    thinking = next(row for row in report.conditions if row.condition == "chain-of-thought")
+    assert thinking.unknown_usd >= Decimal("0.005")
+    assert report.balances[0].calls_in_flight == 0
+
+
+def test_the_table_adds_up_to_the_budget(report: study.Study) -> None:
+    assert sum(row.cost_usd for row in report.conditions) == report.balances[0].committed_usd
+
+
+def test_the_ledger_stays_and_is_sound(report: study.Study) -> None:
+    with tbl.connect(report.ledger, embedded=True) as ledger:
+        assert ledger.verify().open_reservations == report.proof.open_reservations == 0
+
+
+def test_the_closing_screen_fits_a_terminal_and_says_what_to_do_next(report: study.Study) -> None:
+    out = Console(width=80, record=True, quiet=False, force_terminal=False)
+    with out.capture() as screen:
+        study.show_closing(out, report)
+    lines = screen.get().splitlines()
+    table = [line for line in lines if line.startswith(("Condition", "zero-shot", "few-shot", "chain-of-thought"))]
+    assert len(table) == 4
+    assert max(map(len, table)) <= 80
+    assert [line.split()[1] for line in lines if line.startswith("  tokenbudget")] == ["status", "sql", "verify"]
+
+
+def test_the_command_shows_the_balance_moving_in_plain_lines(tmp_path: Path) -> None:
+    """Through the keeper, in a process of its own, without a terminal."""
+    code = "from tokenbudget_lab.cli import app; app()"
+    command = [sys.executable, "-W", "error", "-c", code, "demo", "--ledger", str(tmp_path / "demo.duckdb"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert json.loads(done.stdout)["proof"]["open_reservations"] == 0
+    assert "was killed in the middle of its call" in done.stderr
+    assert done.stderr.count("left · ") >= 2
+    assert "\x1b" not in done.stderr

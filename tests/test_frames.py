@@ -1,0 +1,465 @@
+"""A ledger as Polars frames: the columns, what a call amounts to, and how little is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tokenbudget_lab as tbl
+from tests.conftest import Clock
+from tokenbudget_lab import frames
+from tokenbudget_lab.commands import Commit, GetEntry
+from tokenbudget_lab.frames import COLUMNS, tag
+from tokenbudget_lab.rows import COLUMNS as STORED
+from tokenbudget_lab.stores.memory import MemoryStore
+
+ONE_CENT = 10**10  # pico-dollars
+
+
+def only_call(ledger: tbl.Ledger) -> dict[str, Any]:
+    """The one row of calls."""
+    return ledger.calls().collect().row(0, named=True)
+
+
+def commit_part(ledger: tbl.Ledger, call: tbl.Reservation, part: str, cents: int | None, basis: str = "measured") -> None:
+    """Commit one item of a batch."""
+    usd = None if cents is None else cents * ONE_CENT
+    ledger.ask(Commit(ledger.new_id(), call.id, usd, 10, 1, basis, input_tokens=7, output_tokens=3, part=part))
+
+
+# --- the columns ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["events", "calls"])
+def test_every_column_has_the_type_that_is_documented(ledger: tbl.Ledger, name: str) -> None:
+    """What `COLUMNS` says, the lazy frame promises, and the collected frame has."""
+    ledger.budget("lab", usd=1).reserve_sync(usd="0.3", tags={"arm": "b"})
+    lazy: pl.LazyFrame = getattr(ledger, name)()
+    assert lazy.collect_schema() == lazy.collect().schema == frames.schema(name)
+    assert all(column.meaning for column in COLUMNS[name].values())
+
+
+def test_events_have_the_columns_of_the_file() -> None:
+    assert tuple(COLUMNS["events"]) == STORED
+
+
+def test_money_is_exact_and_instants_know_their_zone(ledger: tbl.Ledger, clock: Clock) -> None:
+    """Ten times a tenth of a dollar and a pico-dollar."""
+    lab = ledger.budget("lab", usd=10)
+    for _ in range(10):
+        lab.record(usd=Decimal("0.100000000001")).result()
+    frame = ledger.events().filter(pl.col("kind") == "recorded").collect()
+    assert frame["usd"].sum() == Decimal("1.000000000010")
+    assert frame["ts"].to_list() == [clock.now] * 10
+
+
+def test_the_windows_of_a_call_are_instants_too(ledger: tbl.Ledger) -> None:
+    ledger.budget("lab", usd=10, window="day").reserve_sync(usd=1)
+    starts = ledger.events().filter(pl.col("kind") == "reserved").select("windows").collect().item()
+    assert starts.to_list() == [datetime(2026, 11, 23, tzinfo=UTC)]
+
+
+# --- tags ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tag_is_a_column_when_it_is_asked_for(ledger: tbl.Ledger) -> None:
+    """Two arms of an experiment, and a call without any tag."""
+    lab = ledger.budget("lab", usd=10)
+    lab.record(usd=1, tags={"arm": "a", "item": "1"}).result()
+    lab.record(usd=2, tags={"arm": "b"}).result()
+    lab.record(usd=4).result()
+    costs = ledger.calls().group_by(tag("arm")).agg(pl.col("cost_usd").sum()).sort("arm", nulls_last=True).collect()
+    assert costs.rows() == [("a", Decimal(1)), ("b", Decimal(2)), (None, Decimal(4))]
+
+
+@pytest.mark.parametrize("value", ["'; DROP TABLE events; --", "x' OR '1'='1", "%", "_", "$x$", "", "é\u200b", "(a+)+$"])
+def test_a_tag_is_kept_as_it_is_and_matches_only_itself(ledger: tbl.Ledger, value: str) -> None:
+    lab = ledger.budget("lab", usd=10)
+    lab.record(usd=1, tags={"q": value}).result()
+    lab.record(usd=1, tags={"q": "another"}).result()
+    assert ledger.calls().filter(tag("q") == value).select(tag("q")).collect().rows() == [(value,)]
+
+
+def test_a_tag_may_be_named_like_a_column(ledger: tbl.Ledger) -> None:
+    ledger.budget("lab", usd=10).record(usd=1, tags={"budget": "mine"}).result()
+    assert ledger.calls().select("seq", tag("budget")).collect().rows() == [(3, "mine")]
+
+
+# --- what a call amounts to ------------------------------------------------------------------------------------------------
+
+
+def test_a_committed_call_costs_what_it_used(ledger: tbl.Ledger, clock: Clock) -> None:
+    """From hold to outcome.
+
+    reserve   $0.30, 500 tokens
+    commit    $0.10, 120 tokens   two seconds later
+    """
+    lab = ledger.budget("lab", usd=1)
+    start = clock.now
+    call = lab.reserve_sync(usd="0.30", tokens=500, key="row-1", tags={"arm": "b"}, timeout=60)
+    clock.advance(2)
+    call.commit(tbl.Usage(100, 20, cache_read_tokens=50), usd="0.10", response_id="msg_1").result()
+    row = only_call(ledger)
+    assert (row["state"], row["budget"], row["reservation"], row["key"]) == ("committed", "lab", call.id, "row-1")
+    assert (row["held_usd"], row["held_tokens"], row["cost_usd"], row["tokens"]) == (Decimal("0.3"), 500, Decimal("0.1"), 120)
+    assert (row["input_tokens"], row["output_tokens"], row["cache_read_tokens"]) == (100, 20, 50)
+    assert (row["reserved"], row["ended"], row["latency_s"]) == (start, start + timedelta(seconds=2), 2.0)
+    assert (row["basis"], row["response_id"], row["late"], row["overrun"]) == ("measured", "msg_1", False, False)
+    assert row["expires"] == start + timedelta(seconds=60)
+
+
+def test_an_open_call_has_cost_nothing_yet_and_that_is_not_zero(ledger: tbl.Ledger) -> None:
+    ledger.budget("lab", usd=1).reserve_sync(usd="0.30")
+    row = only_call(ledger)
+    assert (row["state"], row["cost_usd"], row["tokens"], row["ended"], row["latency_s"]) == ("open", None, None, None, None)
+    assert (row["reserved_usd"], row["reserved_tokens"], row["reserved_requests"]) == (Decimal("0.3"), None, 1)
+
+
+@pytest.mark.parametrize(
+    ("if_lost", "end", "state", "cost", "basis"),
+    [
+        ("count", "rollback", "rolled_back", None, None),
+        ("count", "lose", "counted", Decimal("0.3"), "unknown"),
+        ("release", "lose", "released", None, None),
+    ],
+)
+def test_a_call_without_a_commit_costs_what_was_counted_for_it(
+    ledger: tbl.Ledger, if_lost: Any, end: str, state: str, cost: Decimal | None, basis: str | None
+) -> None:
+    call = ledger.budget("lab", usd=1).reserve_sync(usd="0.30", if_lost=if_lost)
+    getattr(call, end)().result()
+    row = only_call(ledger)
+    assert (row["state"], row["cost_usd"], row["basis"], row["reserved_usd"]) == (state, cost, basis, None)
+
+
+@pytest.mark.parametrize("if_lost", ["count", "release"])
+def test_a_late_commit_is_what_counts(ledger: tbl.Ledger, clock: Clock, if_lost: Any) -> None:
+    """It replaces what the expiry counted, and what was adjusted meanwhile.
+
+    reserve   $0.30   expires after 10 s
+    expired
+    adjust    $0.25   only where the expiry counted
+    commit    $0.40
+    """
+    lab = ledger.budget("lab", usd=1)
+    call = lab.reserve_sync(usd="0.30", timeout=10, if_lost=if_lost)
+    clock.advance(11)
+    if if_lost == "count":
+        lab.adjust(call, usd="0.25").result()
+        assert only_call(ledger)["cost_usd"] == Decimal("0.25")
+    clock.advance(1)
+    call.commit(usd="0.40").result()
+    row = only_call(ledger)
+    assert (row["state"], row["cost_usd"], row["basis"]) == ("committed", Decimal("0.4"), "measured")
+    assert (row["late"], row["overrun"], row["latency_s"]) == (True, True, 12.0)
+    assert lab.balance.committed_usd == Decimal("0.4")
+
+
+def test_an_adjustment_replaces_the_amounts_that_it_names(ledger: tbl.Ledger) -> None:
+    """The tokens stay; the last of two adjustments counts."""
+    lab = ledger.budget("lab", usd=10)
+    call = lab.reserve_sync(usd=1, tokens=100)
+    call.commit(usd="0.5", tokens=60, basis="estimated").result()
+    assert only_call(ledger)["basis"] == "estimated"
+    lab.adjust(call, usd="0.9").result()
+    lab.adjust(call, usd="0.7").result()
+    row = only_call(ledger)
+    assert (row["state"], row["cost_usd"], row["tokens"], row["basis"]) == ("committed", Decimal("0.7"), 60, "measured")
+
+
+def test_a_call_without_a_price_has_no_cost(ledger: tbl.Ledger) -> None:
+    with ledger.budget("lab", tokens=100).reserve(tokens=50) as call:
+        call.commit(tokens=40)
+    row = only_call(ledger)
+    assert (row["cost_usd"], row["tokens"], row["basis"]) == (None, 40, "measured")
+
+
+def test_a_record_was_spent_when_it_says(ledger: tbl.Ledger, clock: Clock) -> None:
+    """Written now, of last week; nobody knows how long it took."""
+    then = clock.now - timedelta(days=7)
+    ledger.budget("lab", usd=1).record(usd="0.2", tokens=30, at=then).result()
+    row = only_call(ledger)
+    assert (row["state"], row["spent_at"], row["reserved"]) == ("recorded", then, clock.now)
+    assert (row["cost_usd"], row["tokens"], row["held_usd"], row["latency_s"]) == (Decimal("0.2"), 30, None, None)
+
+
+def test_what_has_no_other_moment_was_spent_when_it_was_reserved(ledger: tbl.Ledger, clock: Clock) -> None:
+    ledger.budget("lab", usd=1).reserve_sync(usd="0.2")
+    assert only_call(ledger)["spent_at"] == clock.now
+
+
+def test_the_parts_of_a_batch_add_up(ledger: tbl.Ledger) -> None:
+    """A batch holds a dollar; two items are committed, then the rest.
+
+    reserve   $1.00
+    part a    $0.20
+    part b    $0.10   estimated
+    commit    $0.30
+    """
+    call = ledger.budget("lab", usd=10).reserve_sync(usd=1, tokens=100)
+    commit_part(ledger, call, "a", 20)
+    commit_part(ledger, call, "b", 10, "estimated")
+    row = only_call(ledger)
+    assert (row["state"], row["held_usd"], row["reserved_usd"], row["cost_usd"]) == (
+        "open",
+        Decimal(1),
+        Decimal("0.7"),
+        Decimal("0.3"),
+    )
+    assert (row["reserved_tokens"], row["tokens"], row["basis"]) == (80, 20, "estimated")
+    call.commit(tbl.Usage(30, 10), usd="0.30").result()
+    row = only_call(ledger)
+    assert (row["state"], row["cost_usd"], row["tokens"], row["basis"]) == ("committed", Decimal("0.6"), 60, "estimated")
+    assert (row["input_tokens"], row["output_tokens"], row["reserved_usd"]) == (44, 16, None)
+
+
+def test_what_is_left_of_a_batch_is_counted_or_given_back(ledger: tbl.Ledger) -> None:
+    """The item that is known stays counted, whatever becomes of the rest."""
+    lab = ledger.budget("lab", usd=10)
+    for if_lost, state, cost, basis in (("count", "counted", 1, "unknown"), ("release", "released", "0.2", "measured")):
+        call = lab.reserve_sync(usd=1, if_lost=if_lost)
+        commit_part(ledger, call, "a", 20)
+        call.lose().result()
+        row = ledger.calls().collect().row(-1, named=True)
+        assert (row["state"], row["cost_usd"], row["basis"]) == (state, Decimal(cost), basis)
+
+
+def test_an_extension_moves_the_expiry(ledger: tbl.Ledger, clock: Clock) -> None:
+    call = ledger.budget("lab", usd=10).reserve_sync(usd=1, timeout=10)
+    clock.advance(5)
+    call.extend_sync(100)
+    assert only_call(ledger)["expires"] == clock.now + timedelta(seconds=100)
+
+
+def test_alerts_and_refusals_are_no_calls(ledger: tbl.Ledger) -> None:
+    lab = ledger.budget("lab", usd=1, alerts=[0.5])
+    lab.reserve_sync(usd="0.9").commit(usd="0.9").result()
+    with pytest.raises(tbl.BudgetExceeded):
+        lab.reserve_sync(usd="0.9")
+    assert {"alerted", "refused"} < set(ledger.events().collect()["kind"])
+    assert ledger.calls().select("state", "budget").collect().rows() == [("committed", "lab")]
+
+
+# --- the same numbers as the balances ------------------------------------------------------------------------------------
+
+BUDGETS = ("lab", "lab/a", "lab/a/x", "lab/ab", "other")
+amounts = st.fixed_dictionaries(
+    {},
+    optional={
+        "usd": st.integers(0, 300).map(lambda n: Decimal(n) / 100),
+        "tokens": st.integers(0, 99),
+        "requests": st.integers(0, 3),
+    },
+).filter(bool)
+Step = Callable[[tbl.Ledger, list[tbl.Reservation], list[int]], object]
+
+
+def reserve(
+    budget: str, held: dict[str, Any], if_lost: str, ledger: tbl.Ledger, calls: list[tbl.Reservation], now: list[int]
+) -> None:
+    """Hold, for ten seconds."""
+    calls.append(ledger.budget(budget).reserve_sync(**held, if_lost=if_lost, timeout=10))
+
+
+def end(which: int, verb: str, used: dict[str, Any], ledger: tbl.Ledger, calls: list[tbl.Reservation], now: list[int]) -> None:
+    """Do something to one of the calls so far."""
+    if not calls:
+        return
+    call = calls[which % len(calls)]
+    if verb == "adjust":
+        ledger.budget(call.budget).adjust(call, **used).result()
+    elif verb == "part":
+        usd = None if "usd" not in used else int(used["usd"] * 100) * ONE_CENT
+        ledger.ask(Commit(ledger.new_id(), call.id, usd, used.get("tokens"), used.get("requests"), "measured", part=str(which)))
+    elif verb == "commit":
+        call.commit(**used).result()
+    else:
+        getattr(call, verb)().result()
+
+
+def record(budget: str, used: dict[str, Any], ledger: tbl.Ledger, calls: list[tbl.Reservation], now: list[int]) -> None:
+    """Spend without a reservation."""
+    ledger.budget(budget).record(**used).result()
+
+
+def wait(seconds: int, ledger: tbl.Ledger, calls: list[tbl.Reservation], now: list[int]) -> None:
+    """Let time pass."""
+    now[0] += seconds * 1_000_000_000
+
+
+verbs = st.sampled_from(["commit", "commit", "part", "part", "rollback", "lose", "adjust"])
+steps = st.one_of(
+    st.builds(
+        partial,
+        st.just(reserve),
+        st.sampled_from(BUDGETS),
+        amounts.filter(lambda held: any(held.values())),
+        st.sampled_from(["count", "release"]),
+    ),
+    st.builds(partial, st.just(end), st.integers(0, 30), verbs, amounts),
+    st.builds(partial, st.just(record), st.sampled_from(BUDGETS), amounts),
+    st.builds(partial, st.just(wait), st.integers(1, 11)),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(history=st.lists(steps, max_size=40))
+def test_calls_add_up_to_the_balances(history: list[Step]) -> None:
+    """Whatever happened, each call is what the fold has, and over a budget and all below it they sum to its balance."""
+    now, held = [10**18], list[tbl.Reservation]()
+    with tbl.Ledger(store=MemoryStore(), clock_ns=lambda: now[0]) as ledger:
+        for name in BUDGETS:
+            ledger.budget(name, limits=[])
+        for step in history:
+            with suppress(tbl.Refused):  # a call that has ended does not end again
+                step(ledger, held, now)
+        balances = [ledger.budget(name).balance for name in BUDGETS]  # what is due expires here
+        calls = ledger.calls().collect()
+        for row in calls.iter_rows(named=True):
+            assert of_the_fold(ledger, row["reservation"]) == of_the_frame(row)
+        for balance in balances:
+            below = calls.filter((pl.col("budget") == balance.budget) | pl.col("budget").str.starts_with(f"{balance.budget}/"))
+            assert numbers(balance) == sums(below)
+        shown = ledger.sql(f"select budget, {', '.join(NUMBERS)} from balances order by budget")  # noqa: S608 - names of our own
+        assert shown.rows() == sorted((balance.budget, *numbers(balance)) for balance in balances)
+
+
+NUMBERS = (
+    "committed_usd",
+    "committed_tokens",
+    "committed_requests",
+    "reserved_usd",
+    "reserved_tokens",
+    "reserved_requests",
+    "calls_in_flight",
+)
+
+
+def numbers(balance: tbl.Balance) -> tuple[Any, ...]:
+    """What a budget has committed and holds."""
+    return tuple(getattr(balance, name) for name in NUMBERS)
+
+
+def sums(calls: pl.DataFrame) -> tuple[Any, ...]:
+    """The same from its calls."""
+    columns = ("cost_usd", "tokens", "requests", "reserved_usd", "reserved_tokens", "reserved_requests")
+    return (*(calls[name].sum() for name in columns), (calls["state"] == "open").sum())
+
+
+def of_the_fold(ledger: tbl.Ledger, id: str) -> tuple[Any, ...]:
+    """Budget, state, held and used, as the decisions have them."""
+    _, budget, state, _, held, used = ledger.ask(GetEntry(ledger.new_id(), id))
+    return (budget, state, *(held if state != "recorded" else (None, None, None)), *used)
+
+
+def of_the_frame(row: dict[str, Any]) -> tuple[Any, ...]:
+    """The same from a row of calls."""
+    held = (pico(row["held_usd"]), row["held_tokens"], row["held_requests"])
+    return (row["budget"], row["state"], *held, pico(row["cost_usd"]), row["tokens"], row["requests"])
+
+
+def pico(usd: Decimal | None) -> int | None:
+    """Integers, as the core counts."""
+    return None if usd is None else int(usd.scaleb(12))
+
+
+# --- how little is read ----------------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """A ledger's desk that notes which columns and how many events are read from it."""
+
+    def __init__(self, ledger: tbl.Ledger) -> None:
+        self._desk = ledger.desk
+        self.read: list[tuple[set[str], int | None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._desk, name)
+
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+        """Note it, and read."""
+        self.read.append((set(columns or STORED), upto))
+        return self._desk.arrow(columns, upto)
+
+
+@pytest.fixture
+def watched() -> Iterator[Any]:
+    with tbl.connect(":memory:") as ledger:
+        lab = ledger.budget("lab", usd=10)
+        for _ in range(5):
+            lab.reserve_sync(usd=1).commit(usd="0.5").result()
+        yield Watched(ledger)
+
+
+@pytest.mark.parametrize(
+    ("query", "read"),
+    [
+        (lambda e: e.select("model"), {"model"}),
+        (lambda e: e.filter(pl.col("kind") == "committed").select(pl.col("usd").sum()), {"kind", "usd"}),
+        (lambda e: e.group_by("budget").agg(pl.col("tokens").sum()), {"budget", "tokens"}),
+        (lambda e: e.select(tag("arm")), {"tags"}),
+    ],
+)
+def test_only_the_columns_in_use_are_read(watched: Any, query: Callable[[pl.LazyFrame], pl.LazyFrame], read: set[str]) -> None:
+    query(frames.events(watched)).collect()
+    assert watched.read == [(read, None)]
+
+
+def test_the_cost_of_calls_needs_no_tags_and_no_hashes(watched: Any) -> None:
+    assert frames.calls(watched).select(pl.col("cost_usd").sum()).collect().item() == Decimal("2.5")
+    assert watched.read == [({"seq", "kind", "reservation", "usd"}, None)]
+
+
+def test_the_first_events_are_read_alone(watched: Any) -> None:
+    assert frames.events(watched).select("seq").head(3).collect()["seq"].to_list() == [1, 2, 3]
+    assert watched.read == [({"seq"}, 3)]
+
+
+def test_nothing_is_read_before_it_is_collected(watched: Any) -> None:
+    assert "seq" in frames.events(watched).collect_schema()
+    assert "cost_usd" in frames.calls(watched).collect_schema()
+    assert watched.read == []
+
+
+@pytest.mark.parametrize("name", ["events", "calls"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        lambda f: f.select(pl.len()),
+        lambda f: f.head(0),
+        lambda f: f.head(4).filter(pl.col("seq") > 2),
+        lambda f: f.filter(pl.col("seq") > 2).head(2).select("budget"),
+        lambda f: f.sort("seq", descending=True).head(2),
+        lambda f: f.filter(pl.col("budget") == "lab").top_k(2, by="seq"),
+        lambda f: f.tail(2).select("reservation"),
+        lambda f: f.slice(1, 2),
+        lambda f: f.join(f, on="seq").select(pl.len()),
+        lambda f: pl.concat([f, f]).select(pl.col("seq").sum()),
+        lambda f: f.group_by("budget").len().sort("budget"),
+        lambda f: f.filter(pl.col("seq") < 0),
+    ],
+)
+def test_a_lazy_query_gives_what_it_gives_on_the_whole_frame(
+    watched: Any, name: str, query: Callable[[pl.LazyFrame], pl.LazyFrame]
+) -> None:
+    lazy: pl.LazyFrame = getattr(frames, name)(watched)
+    whole = query(lazy.collect().lazy()).collect()
+    assert query(lazy).collect(engine="in-memory").equals(whole)
+    assert query(lazy).collect(engine="streaming").equals(whole)
+
+
+def test_a_closed_ledger_says_so() -> None:
+    with tbl.connect(":memory:") as ledger:
+        lazy = ledger.events(), ledger.calls()
+    for frame in lazy:
+        with pytest.raises(tbl.LedgerClosed):
+            frame.collect()
