@@ -23,9 +23,7 @@ def alerted(log: Log) -> list[tuple[str, str, float]]:
     return [(budget, detail["resource"], detail["threshold"]) for budget, detail in details]
 
 
-def test_a_charge_that_crosses_a_threshold_is_told_once(
-    ledger: tbl.Ledger, log: Log, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_charge_that_crosses_a_threshold_is_told_once(ledger: tbl.Ledger, log: Log, caplog: pytest.LogCaptureFixture) -> None:
     """As an event, a call of the callback, and a line in the log.
 
     limit     $1, alerts at 50 % and 80 %

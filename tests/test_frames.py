@@ -183,6 +183,23 @@ def test_a_call_without_a_price_has_no_cost(ledger: tbl.Ledger) -> None:
     assert (row["cost_usd"], row["tokens"], row["basis"]) == (None, 40, "measured")
 
 
+def test_a_late_commit_without_a_price_has_no_cost_either(ledger: tbl.Ledger, clock: Clock) -> None:
+    """What was adjusted before does not shine through.
+
+    reserve   50 tokens   expires after 10 s, and is counted
+    adjust    $0.10
+    commit    40 tokens
+    """
+    lab = ledger.budget("lab", tokens=100)
+    call = lab.reserve_sync(tokens=50, timeout=10, if_lost="count")
+    clock.advance(11)
+    lab.adjust(call, usd="0.10").result()
+    call.commit(tokens=40).result()
+    row = only_call(ledger)
+    assert (row["cost_usd"], row["tokens"]) == (None, 40)
+    assert (lab.balance.committed_usd, lab.balance.unpriced_calls) == (Decimal(0), 1)
+
+
 def test_a_record_was_spent_when_it_says(ledger: tbl.Ledger, clock: Clock) -> None:
     """Written now, of last week; nobody knows how long it took."""
     then = clock.now - timedelta(days=7)

@@ -13,7 +13,6 @@ import pytest
 import tokenbudget_lab as tbl
 from tests.conftest import Log
 
-
 # --- asked for -------------------------------------------------------------------------------------------------------------
 
 

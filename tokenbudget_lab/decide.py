@@ -356,12 +356,13 @@ class Decisions:
                 return _counted(entry.id, first)
             raise ReservationClosed(entry.id, entry.state, _ended(entry), amounts(used))
         late = True if entry.state != OPEN else None
+        windows, was = (entry.windows, entry.end_counted()) if late else ((), None)  # enough for a replay that has forgotten it
         over = True if any((u or 0) > h for u, h in zip(used, entry.rest, strict=True) if h is not None) else None
         state = self.state
         body = (
-            state.seq + 1, ts, "committed", c.id, entry.node.name, entry.id, None, (), None, None, *used,
+            state.seq + 1, ts, "committed", c.id, entry.node.name, entry.id, None, windows, None, None, *used,
             basis, c.input_tokens, c.output_tokens, c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, None,
-            entry.provider, entry.model, c.response_id, origin, (), _flagged(c.detail, late=late, overrun=over),
+            entry.provider, entry.model, c.response_id, origin, (), _flagged(c.detail, late=late, overrun=over, was=was),
         )  # fmt: skip
         event = chained(state.head, body)
         state.apply(event)
@@ -476,9 +477,10 @@ class Decisions:
             raise NotAdjustable(entry.id, entry.state)
         asked = zip((c.usd, c.tokens, c.requests), entry.used, strict=True)
         usd, tokens, requests = (old if new is None else new for new, old in asked)
+        detail = to_detail(reason=c.reason, was=(*entry.used, entry.unpriced_count))
         event = self._emit(
-            "adjusted", ts, c.id, entry.node.name, reservation=entry.id, usd=usd, tokens=tokens, requests=requests,
-            basis="measured", provider=entry.provider, model=entry.model, origin=origin, detail=to_detail(reason=c.reason),
+            "adjusted", ts, c.id, entry.node.name, reservation=entry.id, windows=entry.windows, usd=usd, tokens=tokens,
+            requests=requests, basis="measured", provider=entry.provider, model=entry.model, origin=origin, detail=detail,
         )  # fmt: skip
         self.freed = True
         return _counted(entry.id, first_of(event), self._alerts(entry, ts))
@@ -635,8 +637,8 @@ def _loaded(detail: str | None) -> dict[str, Any]:
     return from_detail(Event(0, 0, "", "", "", detail=detail))
 
 
-def _flagged(detail: str | None, *, late: bool | None, overrun: bool | None) -> str | None:
-    return to_detail(**_loaded(detail), late=late, overrun=overrun) if late or overrun else detail
+def _flagged(detail: str | None, *, late: bool | None, overrun: bool | None, was: tuple[int | None, ...] | None) -> str | None:
+    return to_detail(**_loaded(detail), late=late, overrun=overrun, was=was) if late or overrun else detail
 
 
 def _definition(node: Node) -> Answer:

@@ -95,6 +95,15 @@ class Entry:
         self.used = charge if self.used is None else _sum(self.used, charge)
         self.unpriced_count += charge[0] is None
 
+    def end_counted(self) -> tuple[int | None, ...]:
+        """What is counted for it beside its parts: usd, tokens, requests, and how many charges without a cost."""
+        parts = [part[2:5] for part in self.parts.values()] if self.parts else []
+        beside = (
+            used - sum(part[n] or 0 for part in parts) if used is not None else None
+            for n, used in enumerate(self.used or NOTHING)
+        )
+        return (*beside, self.unpriced_count - sum(part[0] is None for part in parts))
+
 
 def _sum(a: Three, b: Three) -> Three:
     usd, tokens, requests = (y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True))
@@ -217,7 +226,10 @@ class State:
         self._remember(event.ts, event.command)
 
     def _committed(self, event: Event) -> None:
-        entry = self.entries[event.reservation or ""]
+        entry = self.entries.get(event.reservation or "")
+        if entry is None:
+            self._charge_forgotten(event)
+            return
         if entry.state == OPEN:
             self._release(entry)
         elif entry.state not in (COUNTED, RELEASED):
@@ -226,13 +238,13 @@ class State:
 
     def _part_committed(self, event: Event) -> None:
         entry = self._open(event)
-        rest, used, unpriced = entry.rest, entry.used, entry.unpriced_count
+        rest, used, unpriced = entry.rest, entry.used or NOTHING, entry.unpriced_count
         self._part(entry, event)
         for t in entry.slots:
             t.reserved_usd -= (rest[0] or 0) - (entry.rest[0] or 0)
             t.reserved_tokens -= (rest[1] or 0) - (entry.rest[1] or 0)
             t.reserved_requests -= (rest[2] or 0) - (entry.rest[2] or 0)
-        self._recount(entry, used, unpriced)
+        self._recount(entry.slots, used, entry.used or NOTHING, entry.unpriced_count - unpriced)
 
     def _rolled_back(self, event: Event) -> None:
         entry = self._open(event)
@@ -248,12 +260,15 @@ class State:
         self._end(self._enter(event), RECORDED, event)
 
     def _adjusted(self, event: Event) -> None:
-        entry = self.entries[event.reservation or ""]
-        if entry.used is None:
+        entry = self.entries.get(event.reservation or "")
+        if entry is None:
+            self._charge_forgotten(event)
+        elif entry.used is None:
             raise LedgerCorrupt(event.seq, f"adjusts a reservation that is {entry.state}")
-        used, unpriced = entry.used, entry.unpriced_count
-        entry.counts(_charge(event))
-        self._recount(entry, used, unpriced)
+        else:
+            used, unpriced = entry.used, entry.unpriced_count
+            entry.counts(_charge(event))
+            self._recount(entry.slots, used, entry.used, entry.unpriced_count - unpriced)
         self.done[event.command] = event
         self._remember(event.ts, event.command)
 
@@ -283,22 +298,30 @@ class State:
             t.open_count -= 1
         self.open_count -= 1
 
+    def _charge_forgotten(self, event: Event) -> None:
+        """Charge anew what ended so long ago that a replay has forgotten it: the event says where and what it replaces."""
+        was = from_detail(event).get("was")
+        if was is None:
+            raise KeyError(event.reservation)
+        *old, unpriced = was
+        slots = self.nodes[event.budget].slots(event.windows)
+        self._recount(slots, (old[0], old[1], old[2]), _charge(event), (event.usd is None) - unpriced)
+
     @staticmethod
-    def _recount(entry: Entry, used: Three | None, unpriced_count: int) -> None:
-        """Bring the totals from what was counted for an entry to what is counted now."""
-        old, new = used or NOTHING, entry.used or NOTHING
+    def _recount(slots: tuple[Totals, ...], old: Three, new: Three, unpriced: int) -> None:
+        """Bring totals from what was counted for an entry to what is counted now."""
         usd, tokens = (new[0] or 0) - (old[0] or 0), (new[1] or 0) - (old[1] or 0)
-        requests, unpriced = (new[2] or 0) - (old[2] or 0), entry.unpriced_count - unpriced_count
-        for t in entry.slots:
+        requests = (new[2] or 0) - (old[2] or 0)
+        for t in slots:
             t.committed_usd += usd
             t.committed_tokens += tokens
             t.committed_requests += requests
             t.unpriced_count += unpriced
 
     def _end(self, entry: Entry, state: str, event: Event) -> None:
-        used, unpriced = entry.used, entry.unpriced_count
+        used, unpriced = entry.used or NOTHING, entry.unpriced_count
         self._mark(entry, state, event)
-        self._recount(entry, used, unpriced)
+        self._recount(entry.slots, used, entry.used or NOTHING, entry.unpriced_count - unpriced)
         self._remember(event.ts, entry.id)
 
     # --- what an entry remembers: the part of the fold that `recall` repeats ------------------------------------------------

@@ -61,7 +61,7 @@ select seq, reservation, budget,
        expires,
        held_usd, held_tokens, held_requests,
        case when ending is null then held_usd - least(held_usd, coalesce(part_usd, 0)) end::decimal(38, 12) as reserved_usd,
-       case when ending is null then held_tokens end as reserved_tokens,
+       case when ending is null then held_tokens - least(held_tokens, coalesce(part_tokens, 0)) end as reserved_tokens,
        case when ending is null then held_requests - least(held_requests, coalesce(part_requests, 0)) end as reserved_requests,
        case when last_kind = 'adjusted' then last_usd
             else coalesce(part_usd + last_usd, part_usd, last_usd) end::decimal(38, 12) as cost_usd,
