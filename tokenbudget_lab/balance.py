@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from .errors import money
+from .errors import money, shown
 from .limits import FOREVER, RESOURCES, decimal_or_int, instant
 
 
@@ -104,7 +104,7 @@ class Balance:
             parts.append(f"resets {self.window_ends:%Y-%m-%d %H:%M} UTC")
         if self.closed:
             parts.append("closed")
-        return " · ".join(parts)
+        return shown(" · ".join(parts))
 
 
 def balance_of(answer: Sequence[Any]) -> Balance:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
-from .errors import InvalidType, InvalidValue
+from .errors import InvalidType, InvalidValue, told
 from .events import Tags
 
 MAX_TAGS, MAX_TAG_BYTES, MAX_TEXT = 32, 256, 1024
 MIN_TIMEOUT_S, MAX_TIMEOUT_S = 1.0, 48 * 3600.0
 # Keys as the big providers print them; what looks like one is not written anywhere.
 _SECRETS = re.compile(
-    r"sk-[A-Za-z0-9_-]{8,}|Bearer\s+\S+|AKIA[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{16,}|AIza[0-9A-Za-z_-]{20,}|hf_[A-Za-z0-9]{16,}"
+    r"(?<![A-Za-z0-9])(?:sk-[A-Za-z0-9_-]{8,}|Bearer\s+\S+|AKIA[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{16,}"
+    r"|AIza[0-9A-Za-z_-]{20,}|hf_[A-Za-z0-9]{16,})"
 )
 
 
@@ -39,9 +39,9 @@ def seconds(argument: str, value: Any, *, least: float = MIN_TIMEOUT_S, most: fl
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidType(argument, f"{value!r} is {type(value).__name__}, not seconds or a timedelta")
-    if not math.isfinite(value) or not least <= value <= most:
-        raise InvalidValue(argument, f"{value} s is not between {least:g} s and {most / 3600:g} h")
+        raise InvalidType(argument, f"{told(value)} is {type(value).__name__}, not seconds or a timedelta")
+    if not least <= value <= most:  # nor is nan
+        raise InvalidValue(argument, f"{told(value)} s is not between {least:g} s and {most / 3600:g} h")
     return round(value * 1_000_000)
 
 
@@ -55,12 +55,25 @@ def text_of(argument: str, value: Any, *, most: int = MAX_TEXT) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise InvalidType(argument, f"{value!r} is {type(value).__name__}, not a string")
+        raise InvalidType(argument, f"{told(value)} is {type(value).__name__}, not a string")
     if not 0 < len(value) <= most:
         raise InvalidValue(argument, f"has {len(value)} characters, not 1 to {most}")
     if "\0" in value or _is_torn(value):
         raise InvalidValue(argument, "contains a NUL or half a surrogate pair")
     return _SECRETS.sub("[redacted]", value)
+
+
+def key_of(value: Any) -> str | None:
+    """An idempotency key: it is stored as it is, because two keys that are redacted to the same text would be one.
+
+    Examples:
+        >>> key_of("task-00000001")
+        'task-00000001'
+    """
+    key = text_of("key", value)
+    if key != value:
+        raise InvalidValue("key", "looks like an API key or holds one, and keys are stored; use the row's id or a hash")
+    return key
 
 
 def _is_torn(text: str) -> bool:
@@ -86,15 +99,18 @@ def tags_of(tags: Mapping[str, str] | None) -> Tags:
     if not tags:
         return ()
     if not isinstance(tags, Mapping):
-        raise InvalidType("tags", f"{tags!r} is {type(tags).__name__}, not a mapping")
+        raise InvalidType("tags", f"{told(tags)} is {type(tags).__name__}, not a mapping")
     if len(tags) > MAX_TAGS:
         raise InvalidValue("tags", f"{len(tags)} tags are given; {MAX_TAGS} is the most")
-    return tuple(sorted((_tag("name", name), _tag(str(name), value)) for name, value in tags.items()))
+    checked = {_tag("name", name): _tag(str(name), value) for name, value in tags.items()}
+    if len(checked) < len(tags):
+        raise InvalidValue("tags", "two names look like API keys, and would be the same when they are redacted")
+    return tuple(sorted(checked.items()))
 
 
 def _tag(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InvalidType(f"tags[{name!r}]", f"{value!r} is {type(value).__name__}, not a string")
+        raise InvalidType(f"tags[{name!r}]", f"{told(value)} is {type(value).__name__}, not a string")
     return _checked_tag(name, value)
 
 

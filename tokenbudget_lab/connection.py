@@ -143,6 +143,9 @@ def connect(
     """
     if where is None:
         where = default_path()
+        if where != ":memory:" and not Path(where).expanduser().exists():
+            # She is to know where her money is kept.
+            print(f"tokenbudget: new default ledger {Path(where).expanduser()}", file=sys.stderr)  # noqa: T201 - as said
     if isinstance(where, str) and where.startswith(("postgresql://", "postgres://")):
         raise InvalidValue("where", "ledgers on PostgreSQL are not part of this version; use a file on this machine")
     if where == ":memory:":
@@ -175,10 +178,7 @@ def default_path() -> str | Path:
     import platformdirs
 
     folder = Path(platformdirs.user_data_dir("tokenbudget_lab", appauthor=False, ensure_exists=True))
-    path = folder / "ledger.duckdb"
-    if not path.exists():
-        print(f"tokenbudget: new default ledger {path}", file=sys.stderr)  # noqa: T201 - she is to know where her money is kept
-    return path
+    return folder / "ledger.duckdb"
 
 
 def default_ledger() -> Ledger:

@@ -11,7 +11,16 @@ from typing import Any
 
 
 class TokenBudgetError(Exception):
-    """The root: `except tbl.TokenBudgetError` catches whatever this package raises on purpose."""
+    """The root: `except tbl.TokenBudgetError` catches whatever this package raises on purpose.
+
+    An error's text is what `_text` says of its numbers, with all that a terminal could not show, or would act on, escaped.
+    """
+
+    def _text(self) -> str:
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return shown(self._text())
 
 
 # --- what the caller wrote ---------------------------------------------------------------------------------------------
@@ -29,7 +38,7 @@ class InvalidValue(TokenBudgetError, ValueError):
         super().__init__(argument, reason)
         self.argument, self.reason = argument, reason
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.argument}: {self.reason}"
 
 
@@ -81,7 +90,7 @@ class BudgetExceeded(Refused):
         self.requested, self.left, self.limit, self.reserved = requested, left, limit, reserved
         self.calls_in_flight, self.resets = calls_in_flight, resets
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         if self.resource == "usd":
             want, left, limit, held = (money(v) for v in (self.requested, self.left, self.limit, self.reserved))
         else:
@@ -115,7 +124,7 @@ class UnknownBudget(Refused, LookupError):
         super().__init__(budget, nearest)
         self.budget, self.nearest = budget, tuple(nearest)
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         hint = f"; did you mean {', '.join(self.nearest)}?" if self.nearest else ""
         return f"no budget named {self.budget!r}{hint} Create it by giving it a limit: ledger.budget({self.budget!r}, usd=5)"
 
@@ -123,7 +132,7 @@ class UnknownBudget(Refused, LookupError):
 class ParentMissing(UnknownBudget, ValueError):
     """A budget's parent must exist before it, because a charge counts in both."""
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"the parent budget {self.budget!r} does not exist; create it first: ledger.budget({self.budget!r}, usd=…)"
 
 
@@ -139,7 +148,7 @@ class BudgetDiffers(Refused):
         super().__init__(budget, existing, given)
         self.budget, self.existing, self.given = budget, existing, given
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"{self.budget} exists with {self.existing}, not {self.given}; nothing was changed. "
             f"Get it without limits: ledger.budget({self.budget!r}); change it on purpose: .set_limit(...)"
@@ -157,7 +166,7 @@ class BudgetClosed(Refused):
         super().__init__(budget)
         self.budget = budget
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.budget} is closed; its history stays, but it takes no new reservations. Use another budget."
 
 
@@ -174,7 +183,7 @@ class WindowFixed(Refused):
         super().__init__(budget, existing, given)
         self.budget, self.existing, self.given = budget, existing, given
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"{self.budget} counts per {self.existing}, not {self.given}; that is fixed at creation. "
             "Make a budget of another name."
@@ -193,7 +202,7 @@ class AmountMissing(Refused, ValueError):
         super().__init__(budget, resource)
         self.budget, self.resource = budget, resource
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"{self.budget} limits {self.resource}, and no {self.resource} were given: pass {self.resource}=… "
             "(0 is allowed, when it is said), or model=… with input_tokens=… and max_output_tokens=…"
@@ -212,7 +221,7 @@ class PriceUnknown(Refused, LookupError):
         super().__init__(model, reason)
         self.model, self.reason = model, reason
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
         return (
             f"no price for {self.model!r}{why}, so its cost in USD is unknown and nothing was sent. "
@@ -234,7 +243,7 @@ class ReservationClosed(Refused):
         super().__init__(reservation, state, first, given)
         self.reservation, self.state, self.first, self.given = reservation, state, first, given
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         told = f" with {self.first}" if self.first else ""
         asked = f"; asked for {self.given}" if self.given else ""
         return (
@@ -254,7 +263,7 @@ class UnknownReservation(Refused, LookupError):
         super().__init__(reservation)
         self.reservation = reservation
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"no reservation {self.reservation} in this ledger; it may belong to another one."
 
 
@@ -270,7 +279,7 @@ class NotAdjustable(Refused):
         super().__init__(target, state)
         self.target, self.state = target, state
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.target} is {self.state}; only committed, recorded or counted spend can be adjusted."
 
 
@@ -286,7 +295,7 @@ class IdConflict(Refused):
         super().__init__(id, detail)
         self.id, self.detail = id, detail
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.id!r} was used before with another content ({self.detail}); use a new key for a new call."
 
 
@@ -304,7 +313,7 @@ class LedgerClosed(LedgerUnavailable):
         super().__init__(where)
         self.where = where
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"the ledger {self.where} is closed in this process; open it again with tbl.connect(...)".replace("  ", " ")
 
 
@@ -319,7 +328,7 @@ class LedgerForked(LedgerUnavailable):
         super().__init__(parent)
         self.parent = parent
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"this ledger was opened by process {self.parent}; a forked child opens its own: tbl.connect(...)"
 
 
@@ -336,7 +345,7 @@ class LedgerBusy(LedgerUnavailable):
         super().__init__(path, pid, host, advice)
         self.path, self.pid, self.host, self.advice = path, pid, host, advice
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         who = f"process {self.pid}" if self.pid else "another process"
         where = f" on {self.host}" if self.host else ""
         return f"{self.path} is held by {who}{where}. {self.advice}".rstrip()
@@ -354,7 +363,7 @@ class KeeperUnreachable(LedgerUnavailable):
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"the keeper of {self.path} does not answer: {self.reason}. `tokenbudget keeper status {self.path}` tells more."
 
 
@@ -370,7 +379,7 @@ class VersionMismatch(LedgerUnavailable):
         super().__init__(what, ours, theirs)
         self.what, self.ours, self.theirs = what, ours, theirs
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"{self.what} version {self.theirs} found, this package speaks {self.ours}; "
             "use the same version of tokenbudget_lab everywhere, then restart the kernels."
@@ -389,7 +398,7 @@ class NotALedger(LedgerUnavailable):
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.path} is no ledger: {self.reason}. It was left as it is; choose another path."
 
 
@@ -404,7 +413,7 @@ class StoreFailed(LedgerUnavailable):
         super().__init__(reason)
         self.reason = reason
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"the ledger could not be written ({self.reason}); nothing was acknowledged. "
             "Make room or repair the disk, then try again."
@@ -423,7 +432,7 @@ class LedgerCorrupt(LedgerUnavailable):
         super().__init__(seq, reason)
         self.seq, self.reason = seq, reason
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"event {self.seq} does not fit: {self.reason}. Nothing more is written; copy the file away before anything else."
         )
@@ -440,8 +449,34 @@ class QueryRefused(TokenBudgetError, ValueError):
         super().__init__(reason)
         self.reason = reason
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"query refused: {self.reason}"
+
+
+def shown(text: str) -> str:
+    r"""A text as it can be shown: control, zero-width and right-to-left marks as escapes.
+
+    Examples:
+        >>> print(shown("lab\u202egnp"), shown("étude"), shown("\x1b[31m"))
+        lab\u202egnp étude \x1b[31m
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def told(value: object, most: int = 80) -> str:
+    """A value in an error: its repr, but never a megabyte of it.
+
+    Examples:
+        >>> told("12"), told(10**5000)
+        ("'12'", 'an integer of 16610 bits')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return f"an integer of {int(value).bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def money(usd: Decimal | int | Any) -> str:

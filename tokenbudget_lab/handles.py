@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .balance import Balance, balance_of
-from .checks import seconds, tags_of, text_of
+from .checks import key_of, seconds, tags_of, text_of
 from .commands import Adjust, CloseBudget, GetBalance, Record, Reserve, SetLimit
-from .errors import InvalidValue, LedgerUnavailable
+from .errors import InvalidValue, LedgerUnavailable, shown
 from .limits import Window, micros, window_code
 from .reservation import Receipt, Reservation, Reserving, basis_of, counts_of
 from .usage import Money, Usage, pico_of, tokens_of
@@ -128,7 +128,7 @@ class Budget:
             raise InvalidValue("reserve", "holds nothing: every amount is zero")
         return Reserve(
             self._ledger.new_id(), self.name, pico, count, calls, self._ledger.timeout(timeout),
-            if_lost or ("count" if model else "release"), text_of("key", key), _wait(wait),
+            if_lost or ("count" if model else "release"), key_of(key), _wait(wait),
             self._ledger.provider(model), model, tags_of(tags), detail,
         )  # fmt: skip
 
@@ -174,7 +174,7 @@ class Budget:
             self._ledger.new_id(), self.name, pico, None if tokens is None else tokens_of("tokens", tokens),
             1 if requests is None else tokens_of("requests", requests), basis_of(basis), None if at is None else micros(at),
             self._ledger.provider(model), model, *counts_of(used), text_of("response_id", response_id),
-            text_of("key", key), tags_of(tags), detail,
+            key_of(key), tags_of(tags), detail,
         )  # fmt: skip
         return self._ledger.submit(command, self)
 
@@ -254,7 +254,7 @@ class Budget:
         try:
             return f"Budget({self.balance!r})"
         except LedgerUnavailable as error:
-            return f"Budget({self.name}: no balance, {error})"
+            return f"Budget({shown(self.name)}: no balance, {error})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Budget) and (other.name, other._ledger) == (self.name, self._ledger)

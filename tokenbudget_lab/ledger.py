@@ -17,7 +17,7 @@ from .balance import Balance, balance_of
 from .checks import seconds
 from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudget
 from .decide import Answer
-from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, PriceUnknown, WouldDeadlock, money
+from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, PriceUnknown, WouldDeadlock, money, shown
 from .events import chained, to_detail
 from .handles import Budget
 from .ids import new_id
@@ -70,7 +70,8 @@ class Alert:
 
     def __str__(self) -> str:
         show = money if self.resource == "usd" else "{:,}".format
-        return f"{self.budget}: {self.threshold:.0%} of {show(self.limit)} {self.resource} is spent ({show(self.committed)})"
+        spent = f"{self.threshold:.0%} of {show(self.limit)} {self.resource} is spent ({show(self.committed)})"
+        return f"{shown(self.budget)}: {spent}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,8 @@ class Ledger:
 
     def budgets(self, below: str | None = None) -> list[Balance]:
         """The balance of every budget, or of those at and below one, in order of their names."""
-        return [balance_of(answer) for answer in self.ask(ListBudgets(self.new_id(), below))]
+        name = None if below is None else budget_name(below)
+        return [balance_of(answer) for answer in self.ask(ListBudgets(self.new_id(), name))]
 
     # --- asking ----------------------------------------------------------------------------------------------------------
 

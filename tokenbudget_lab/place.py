@@ -113,10 +113,19 @@ def place_of(where: Any) -> Place:
         raise InvalidValue("where", f"{text!r} is no path; write something like 'spend.duckdb'")
     if text.lower().startswith(_REMOTE) or "://" in text:
         raise InvalidValue("where", f"{text!r} is no local file; a ledger is a path, ':memory:' or postgresql://…")
-    path = Path(text).expanduser().absolute()
-    if path.is_symlink() and hasattr(os, "getuid") and path.lstat().st_uid not in (os.getuid(), 0):
+    try:
+        path = Path(text).expanduser().absolute()
+        foreign = path.is_symlink() and hasattr(os, "getuid") and path.lstat().st_uid not in (os.getuid(), 0)
+        place = Place(Path(os.path.realpath(path)))
+        os.fsencode(place.file)
+    except RuntimeError as error:  # no such user behind the ~
+        raise InvalidValue("where", f"{text!r}: {error}") from None
+    except UnicodeEncodeError:
+        raise InvalidValue("where", f"{text!r} has characters that this system's file names cannot have") from None
+    except OSError as error:
+        raise NotALedger(text, error.strerror or str(error)) from None
+    if foreign:
         raise NotALedger(str(path), "it is somebody else's symbolic link")
-    place = Place(Path(os.path.realpath(path)))
     _check_kind(place.file)
     return place
 
@@ -143,8 +152,11 @@ def check_content(path: Path) -> None:
         NotALedger: empty, or not a DuckDB file.
     """
     if path.exists():
-        with path.open("rb") as file:
-            head = file.read(12)
+        try:
+            with path.open("rb") as file:
+                head = file.read(12)
+        except OSError as error:
+            raise NotALedger(str(path), f"it cannot be read ({error.strerror})") from error
         if head[8:12] != _MAGIC:
             raise NotALedger(str(path), "it is empty" if not head else "it is not a DuckDB file")
 

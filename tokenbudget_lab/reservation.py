@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .checks import seconds, text_of
 from .commands import Command, Commit, Extend, GetEntry, Lose, Reserve, Rollback
-from .errors import InvalidValue, LedgerUnavailable, NotEntered
+from .errors import InvalidValue, LedgerUnavailable, NotEntered, shown
 from .limits import instant
 from .usage import Money, Usage, pico_of, tokens_of, usd_of
 from .writer import Ticket
@@ -256,7 +256,7 @@ class Reservation:
             if value is not None
         )
         until = f", expires {self.expires:%H:%M:%S} UTC" if self.expires else ""
-        return f"Reservation({self.id} on {self.budget}: {held}{until})"
+        return f"Reservation({self.id} on {shown(self.budget)}: {held}{until})"
 
 
 class Extending:

@@ -72,6 +72,8 @@ def run(desk: Desk, query: str, parameters: Mapping[str, Any] | None = None) -> 
     """
     if not isinstance(query, str):
         raise QueryRefused(f"{type(query).__name__} is no SQL text")
+    if "\0" in query or any("\ud800" <= c <= "\udfff" for c in query):
+        raise QueryRefused("it contains a NUL or half a surrogate pair")
     import duckdb
 
     con = duckdb.connect(":memory:", config=_FENCED)
@@ -144,7 +146,7 @@ def _refusing() -> Iterator[None]:
 
     try:
         yield
-    except (duckdb.Error, pl.exceptions.PolarsError) as error:
+    except (duckdb.Error, pl.exceptions.PolarsError, UnicodeError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         lines = lines[:_FIRST_LINES] or [type(error).__name__]
         if isinstance(error, duckdb.CatalogException):
@@ -163,7 +165,8 @@ def _checked(con: duckdb.DuckDBPyConnection, query: str) -> str:
         raise QueryRefused("it takes several steps; give a PIVOT its columns: pivot … on … in (…)")
     if kind != "SELECT":
         raise QueryRefused(f"{kind.replace('_', ' ')} is no SELECT; a query only reads")
-    row = con.execute("select json_serialize_sql($1::varchar)", [text]).fetchone()
+    with _refusing():
+        row = con.execute("select json_serialize_sql($1::varchar)", [text]).fetchone()
     try:
         tree = json.loads(row[0]) if row else {}
     except RecursionError:
@@ -246,7 +249,6 @@ def _load(con: duckdb.DuckDBPyConnection, desk: Desk, needed: Sequence[str]) -> 
 
 
 def _fetched(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | None) -> pl.DataFrame:
-
     con.execute("begin transaction read only")
     try:
         with _refusing():

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
-from .errors import InvalidType, InvalidValue
+from .errors import InvalidType, InvalidValue, told
 
 PICO = 10**12
 Money = Decimal | float | str  # USD as people write it; an int is fine, a float is read as the number it prints
 MAX_TOKENS = 2**53  # larger integers do not survive JSON in other languages
 MAX_USD = 10**15
 _EXPONENT = Decimal("1E-12")
-_EXACT = Context(prec=60)  # a researcher's own decimal context must not round her money
+EXACT = Context(prec=60)  # a researcher's own decimal context must not round her money
 
 
 class Amount(NamedTuple):
@@ -118,12 +118,15 @@ class Usage:
 
     @classmethod
     def _anthropic(cls, get: Any) -> Usage:
-        read, written = get("cache_read_input_tokens") or 0, get("cache_creation_input_tokens") or 0
-        hour = get("cache_creation", "ephemeral_1h_input_tokens") or 0
+        def count(*names: str) -> int:
+            return tokens_of(".".join(names), get(*names) or 0)
+
+        read, written = count("cache_read_input_tokens"), count("cache_creation_input_tokens")
+        hour = count("cache_creation", "ephemeral_1h_input_tokens")
         five = get("cache_creation", "ephemeral_5m_input_tokens")
-        five = written - hour if five is None else five
+        five = written - hour if five is None else count("cache_creation", "ephemeral_5m_input_tokens")
         return cls(
-            get("input_tokens") + read + five + hour,
+            tokens_of("input_tokens", get("input_tokens")) + read + five + hour,
             get("output_tokens"),
             cache_read_tokens=read,
             cache_write_5m_tokens=five,
@@ -155,10 +158,10 @@ def tokens_of(argument: str, value: Any) -> int:
     """
     if type(value) is not int:
         if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-            raise InvalidType(argument, f"{value!r} is {type(value).__name__}, not an integer")
+            raise InvalidType(argument, f"{told(value)} is {type(value).__name__}, not an integer")
         value = operator.index(value)
     if not 0 <= value < MAX_TOKENS:
-        raise InvalidValue(argument, f"{value} is not in 0 … 2**53 - 1")
+        raise InvalidValue(argument, f"{told(value)} is not in 0 … 2**53 - 1")
     return int(value)
 
 
@@ -177,28 +180,28 @@ def pico_of(argument: str, value: Any) -> int:
         if hasattr(type(value), "__index__") and not isinstance(value, bool):
             value = operator.index(value)
         else:
-            raise InvalidType(argument, f"{value!r} is {type(value).__name__}; give USD as int, Decimal or str")
+            raise InvalidType(argument, f"{told(value)} is {type(value).__name__}; give USD as int, Decimal or str")
     try:
         exact = Decimal(repr(float(value)) if isinstance(value, float) else value)
     except (InvalidOperation, ValueError):
-        raise InvalidValue(argument, f"{value!r} is no amount in USD") from None
+        raise InvalidValue(argument, f"{told(value)} is no amount in USD") from None
     if not exact.is_finite() or exact < 0 or exact >= MAX_USD:
-        raise InvalidValue(argument, f"{value} is not in 0 … 10**15 USD")
+        raise InvalidValue(argument, f"{told(value)} is not in 0 … 10**15 USD")
     try:
-        scaled = exact.scaleb(12, _EXACT)
+        scaled = exact.scaleb(12, EXACT)
         pico = int(scaled)
     except (InvalidOperation, ValueError, OverflowError):
-        raise InvalidValue(argument, f"{value} has too many digits") from None
+        raise InvalidValue(argument, f"{told(value)} has too many digits") from None
     if pico != scaled or usd_of(pico) != exact:
         raise InvalidValue(
-            argument, f"{value} has more than 12 decimals; a millionth of a millionth of a dollar is the smallest unit"
+            argument, f"{told(value)} has more than 12 decimals; a millionth of a millionth of a dollar is the smallest unit"
         )
     return pico
 
 
 def pico_of_cost(cost: Decimal) -> int:
     """A computed cost in pico-dollars, rounded up: never less than what was spent."""
-    return int(cost.quantize(_EXPONENT, ROUND_CEILING, _EXACT).scaleb(12, _EXACT))
+    return int(cost.quantize(_EXPONENT, ROUND_CEILING, EXACT).scaleb(12, EXACT))
 
 
 def usd_of(pico: int) -> Decimal:
@@ -209,4 +212,4 @@ def usd_of(pico: int) -> Decimal:
         Decimal('0.3')
     """
     whole, part = divmod(pico, PICO)
-    return Decimal(whole) if not part else Decimal(pico).scaleb(-12, _EXACT).normalize(_EXACT)
+    return Decimal(whole) if not part else Decimal(pico).scaleb(-12, EXACT).normalize(EXACT)

@@ -204,6 +204,21 @@ class Desk(Protocol):
         ...
 
 
+def finish(done: threading.Event) -> None:
+    """Wait for work that must not be left in the middle; Ctrl-C meanwhile is let through afterwards.
+
+    A thread that is inside DuckDB when the interpreter goes down takes the process with it.
+    """
+    interrupt: KeyboardInterrupt | None = None
+    while not done.is_set():
+        try:
+            done.wait()
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
 
 
@@ -237,13 +252,25 @@ class Writer:
         self._pid = os.getpid()
         self._waiters: dict[str, tuple[Ticket, int, BudgetExceeded]] = {}  # by command id, in order of arrival
         self._alarms: list[int] = []  # a heap of instants at which waiters must be looked at
-        self._rebuild()
-        if self.decisions.state.seq == 0:
-            self.decisions.create(ids(), clock_ns() // 1000, origin)
-            store.append(self._take_events())
+        self._failed_start: BaseException | None = None
+        self._ready, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"tokenbudget writer {self.where}", daemon=True)
         self._thread.start()
+        try:
+            self._ready.wait()
+        except BaseException:
+            self.close()
+            raise
+        if self._failed_start is not None:
+            raise self._failed_start
         _writers.add(self)
+
+    def _start(self) -> None:
+        """Fold what the store has, and begin a new ledger; here and not in the main thread, where Ctrl-C would cut in."""
+        self._rebuild()
+        if self.decisions.state.seq == 0:
+            self.decisions.create(self.ids(), self.clock_ns() // 1000, self.origin)
+            self.store.append(self._take_events())
 
     def _rebuild(self) -> None:
         state = State()
@@ -296,7 +323,7 @@ class Writer:
         self._closing = True
         self._wake.set()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            finish(self._ended)
 
     def forked(self) -> None:
         """This is a forked child now: the thread is gone, and the store belongs to the parent."""
@@ -305,6 +332,20 @@ class Writer:
     # --- the thread ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._ended.set()
+
+    def _serve(self) -> None:
+        try:
+            self._start()
+        except BaseException as error:  # noqa: BLE001 - raised again in the constructor
+            self._failed_start, self._closing, self._gone = error, True, True
+            self.store.close()
+            return
+        finally:
+            self._ready.set()
         while True:
             batch = self._take()
             if not batch and self._closing:

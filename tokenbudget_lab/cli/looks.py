@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Group
-from rich.table import Table
+from rich.console import Console, Group, JustifyMethod
+from rich.table import Column, Table
 
 from tokenbudget_lab.balance import Balance
-from tokenbudget_lab.errors import InvalidValue, LedgerCorrupt
+from tokenbudget_lab.errors import InvalidValue, LedgerCorrupt, money
 from tokenbudget_lab.render import colored_bar, escaped, of_limit
 
 from .budgets import limit_text
@@ -37,6 +37,8 @@ from .shell import (
 app = typer.Typer()
 
 _EVENT_COLUMNS = ("seq", "ts", "kind", "budget", "held_usd", "usd", "tokens", "model", "basis", "tags")
+_NARROW_COLUMNS = ("seq", "ts", "kind", "budget", "held_usd", "usd", "tokens")
+_WIDE = 110  # columns of a terminal
 _MOST_ROWS = 1000  # of a table for people
 
 
@@ -65,27 +67,33 @@ def status(
         print_json({"ledger": where, "over": over, "budgets": plain(found)})
     else:
         out = console()
-        out.print(
-            _balances(found, glyphs(out)) if found else "no budgets yet; make one: tokenbudget budget create NAME --usd 5"
-        )
+        out.print(_balances(found, out) if found else "no budgets yet; make one: tokenbudget budget create NAME --usd 5")
         out.print(f"ledger {escaped(where)}", soft_wrap=True)
     raise typer.Exit(REFUSED if over else 0)
 
 
-def _balances(found: list[Balance], glyphs: str) -> Table:
-    table = Table("Budget", "", *_right("Committed", "Held", "Left", "Limit", "In flight"), "Resets", box=box.SIMPLE_HEAD)
+def _balances(found: list[Balance], out: Console) -> Table:
+    wide = out.width >= _WIDE
+    windows = wide and any(limit.ends for balance in found for limit in balance.limits)
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("Committed", "Held", "Left")]
+    table = _plain_table(
+        Column("Budget", overflow="fold"), Column("", no_wrap=True), *numbers, "Limit", Column("Open", justify="right")
+    )
+    if windows:
+        table.add_column("Resets (UTC)")
     for balance in found:
-        name, flight = escaped(balance.budget), str(balance.calls_in_flight or "")
+        name, calls = escaped(balance.budget), str(balance.calls_in_flight or "")
         if balance.closed:
             name += " (closed)"
         own = [limit for limit in balance.limits if limit.budget == balance.budget]
         for limit in own:
-            amounts = (of_limit(limit, value) for value in (limit.committed, limit.reserved, limit.left))
-            resets = f"{limit.ends:%Y-%m-%d %H:%M} UTC" if limit.ends else ""
-            table.add_row(name, colored_bar(limit, 20, glyphs), *amounts, limit_text(limit), flight, resets)
-            name, flight = "", ""
+            amounts = (of_limit(limit, value).split()[0] for value in (limit.committed, limit.reserved, limit.left))
+            drawn = colored_bar(limit, 20 if wide else 10, glyphs(out))
+            resets = [f"{limit.ends:%Y-%m-%d %H:%M}" if limit.ends else ""] if windows else []
+            table.add_row(name, drawn, *amounts, limit_text(limit), calls, *resets)
+            name, calls = "", ""
         if not own:
-            table.add_row(name, "", f"${balance.committed_usd:,.2f}", f"${balance.reserved_usd:,.2f}", "", "none", flight, "")
+            table.add_row(name, "", money(balance.committed_usd), money(balance.reserved_usd), "", "none", calls)
     return table
 
 
@@ -117,7 +125,8 @@ def events(
     if json:
         print_json(found.to_dicts())
     else:
-        console().print(_table(found.select(_EVENT_COLUMNS)))
+        out = console()
+        out.print(_table(found.select(_EVENT_COLUMNS if out.width >= _WIDE else _NARROW_COLUMNS), fold="budget"))
 
 
 @app.command(
@@ -182,17 +191,16 @@ def verify(
         console().print(f"{escaped(where)}: {proof}", soft_wrap=True)
 
 
-def _table(frame: Any) -> Table:
-    numbers = {name for name, kind in frame.schema.items() if kind.is_numeric()}
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in frame.columns:
-        table.add_column(escaped(name), justify="right" if name in numbers else "left", overflow="fold")
+def _table(frame: Any, fold: str | None = None) -> Table:
+    """A frame as a table; only the column `fold` is folded where there is not room for all, or else each one."""
+    table = _plain_table()
+    for name, kind in frame.schema.items():
+        justify: JustifyMethod = "right" if kind.is_numeric() else "left"
+        table.add_column(escaped(name), justify=justify, overflow="fold", no_wrap=fold not in (None, name))
     for row in frame.rows():
         table.add_row(*map(shown, row))
     return table
 
 
-def _right(*names: str) -> list[Any]:
-    from rich.table import Column
-
-    return [Column(name, justify="right") for name in names]
+def _plain_table(*columns: Column | str) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)

@@ -12,7 +12,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from ..errors import LedgerForked, NotALedger, StoreFailed, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
 from ..place import Place, check_content, warn_if_shared
 from ..rows import COLUMNS, from_row, to_batch, to_row
+from ..writer import finish
 
 if TYPE_CHECKING:
     import duckdb
@@ -56,12 +57,38 @@ class DuckDBStore:
         self._lock = self._acquire()
         try:
             place.write_owner(role=role)
-            check_content(place.file)
-            self._open()
+            self._undisturbed(self._open)
         except BaseException:
             self._lock.release()
             raise
         _open_stores.add(self)
+
+    def _undisturbed(self, work: Callable[[], None]) -> None:
+        """Run in a thread of its own: in the main thread Ctrl-C would end DuckDB's work somewhere in the middle.
+
+        Interrupted, it lets the work end, takes it back, and then lets the interrupt through.
+        """
+        failed: list[BaseException] = []
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
+                failed.append(error)
+            done.set()
+
+        threading.Thread(target=run, name=f"tokenbudget opening {self.where}", daemon=True).start()
+        try:
+            done.wait()
+        except BaseException:
+            with contextlib.suppress(KeyboardInterrupt):  # one is on its way already
+                finish(done)
+            if not failed:
+                self._con.close()
+            raise
+        if failed:
+            raise failed[0]
 
     def _acquire(self) -> BaseFileLock:
         import filelock
@@ -80,7 +107,9 @@ class DuckDBStore:
     def _open(self) -> None:
         import duckdb
 
-        new = not self.place.file.exists()
+        if not self.place.file.exists():
+            self._make()
+        check_content(self.place.file)
         try:
             con = duckdb.connect(self.where, config={"threads": 1, "autoinstall_known_extensions": False})
         except duckdb.Error as error:
@@ -89,8 +118,6 @@ class DuckDBStore:
             con.execute("PRAGMA disable_checkpoint_on_shutdown")
             con.execute("SET checkpoint_threshold = '1TB'")
             con.execute("SET TimeZone = 'UTC'")
-            if new:
-                self._create(con)
             self._check_version(con)
             self._protect()
         except BaseException as error:
@@ -101,14 +128,25 @@ class DuckDBStore:
         self._con = con
         self._appender = con.appender("events")
 
-    @staticmethod
-    def _create(con: duckdb.DuckDBPyConnection) -> None:
+    def _make(self) -> None:
+        """A new ledger, made aside and put in its place in one step: killed before, there is none, and no half of one."""
+        import duckdb
+
+        draft = self.place.folder / "new.duckdb"
+        for left_over in (draft, draft.with_name("new.duckdb.wal")):
+            left_over.unlink(missing_ok=True)
         folder = files("tokenbudget_lab.stores")
-        con.execute("begin")
-        con.execute(folder.joinpath("schema.sql").read_text())
-        con.execute(folder.joinpath("views.sql").read_text())
-        con.execute("insert into meta values ('schema', ?)", [str(SCHEMA_VERSION)])
-        con.execute("commit")
+        try:
+            with duckdb.connect(draft) as con:
+                con.execute("begin")
+                con.execute(folder.joinpath("schema.sql").read_text())
+                con.execute(folder.joinpath("views.sql").read_text())
+                con.execute("insert into meta values ('schema', ?)", [str(SCHEMA_VERSION)])
+                con.execute("commit")
+            draft.chmod(0o600)
+            draft.rename(self.place.file)
+        except (OSError, duckdb.Error) as error:
+            raise NotALedger(self.where, f"it cannot be made ({_first_line(error)})") from error
 
     def _check_version(self, con: duckdb.DuckDBPyConnection) -> None:
         import duckdb
