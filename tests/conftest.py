@@ -1,6 +1,6 @@
 """One behaviour suite for every store.
 
-A test that asks for `ledger` runs once per store. A test that also asks for `clock` decides what time it is, and runs on the
+A test that asks for `ledger` runs once per store. A test that also asks for `clock` decides what time it is, and runs with the
 stores that a clock can be passed to. Whatever a test did, its ledger is verified when it ends.
 """
 
@@ -22,7 +22,6 @@ from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
 
 WITH_A_CLOCK = ("memory", "duckdb")
-STORES = WITH_A_CLOCK  # the keeper's place: (*WITH_A_CLOCK, "keeper")
 
 
 class Clock:
@@ -103,9 +102,18 @@ class Log:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what asks for a ledger once per store."""
-    if "store" in metafunc.fixturenames:
-        metafunc.parametrize("store", WITH_A_CLOCK if "clock" in metafunc.fixturenames else STORES)
+    """Run what asks for a ledger once per store.
+
+    A keeper is a process that takes its time to start. Every test may run with one, but does so only in the soak; the promises
+    of `test_behaviour.py` are always kept through a keeper too.
+    """
+    if "store" not in metafunc.fixturenames:
+        return
+    stores: list[Any] = list(WITH_A_CLOCK)
+    if "clock" not in metafunc.fixturenames:
+        always = metafunc.module.__name__.endswith("test_behaviour")
+        stores.append(pytest.param("keeper", marks=() if always else pytest.mark.soak))
+    metafunc.parametrize("store", stores)
 
 
 @pytest.fixture

@@ -359,6 +359,6 @@ def test_a_budget_says_how_it_stands(ledger: tbl.Ledger) -> None:
     lab.reserve_sync(tokens=500)
     lab.close()
     assert repr(lab) == (
-        "Budget(lab: 2,500 tokens committed, 500 reserved · 7,000 of 10,000 tokens left · 3 of 5 requests left · 1 in flight · "
-        "1 calls without a price · closed)"
+        "Budget(lab: 2,500 tokens committed, 500 reserved · 7,000 of 10,000 tokens left · 3 of 5 requests left · "
+        "1 in flight · closed)"
     )

@@ -111,11 +111,13 @@ def test_a_budgets_failure_is_raised_by_its_next_verb_too(ledger: tbl.Ledger, lo
     assert isinstance(entry, tbl.Counted)
     lab.record(usd=1)
     before = log.kinds
+    verbs = {
+        "record": lambda: lab.record(tokens=1),
+        "adjust": lambda: lab.adjust(entry.reservation, tokens=1),
+        "reserve": lambda: lab.reserve_sync(tokens=1),
+    }
     with pytest.raises(tbl.AmountMissing):
-        if verb == "reserve":
-            lab.reserve_sync(tokens=1)
-        else:
-            getattr(lab, verb)(*([entry.reservation] if verb == "adjust" else []), tokens=1)
+        verbs[verb]()
     assert log.kinds == before
     lab.reserve_sync(tokens=1)
 
@@ -162,19 +164,25 @@ def test_leaving_the_block_raises_what_failed_in_it(ledger: tbl.Ledger) -> None:
     leave
     """
     lab = ledger.budget("lab", tokens=1000)
-    with pytest.raises(tbl.ReservationClosed), lab.reserve(tokens=300) as call:
+
+    def use(call: tbl.Reservation) -> None:
         call.commit(tokens=300)
         call.commit(tokens=200)
 
-    async def story() -> None:
+    def blocking(error: Exception | None = None) -> None:
+        with lab.reserve(tokens=300) as call:
+            use(call)
+            if error is not None:
+                raise error
+
+    async def asynchronous() -> None:
         async with lab.reserve(tokens=300) as call:
-            call.commit(tokens=300)
-            call.commit(tokens=200)
+            use(call)
 
     with pytest.raises(tbl.ReservationClosed):
-        asyncio.run(story())
-    with pytest.raises(ZeroDivisionError) as own, lab.reserve(tokens=300) as call:
-        call.commit(tokens=300)
-        call.commit(tokens=200)
-        1 / 0  # noqa: B018 - an error of the block's own
+        blocking()
+    with pytest.raises(tbl.ReservationClosed):
+        asyncio.run(asynchronous())
+    with pytest.raises(ZeroDivisionError) as own:
+        blocking(ZeroDivisionError())
     assert "is committed with 300 tokens" in own.value.__notes__[0]

@@ -88,7 +88,14 @@ def test_each_budget_and_each_resource_is_counted_by_itself(ledger: tbl.Ledger, 
     assert sorted(noted(log)) == sorted((*kind, count) for kind in kinds for count in (1, 2))
 
 
-def test_what_was_only_counted_is_written_when_the_ledger_closes(ledger: tbl.Ledger, log: Log, home: Home) -> None:
+def test_what_was_only_counted_is_written_when_the_ledger_closes(
+    ledger: tbl.Ledger, clock: Clock, log: Log, home: Home
+) -> None:
+    """Within its minute.
+
+    at        12:00:00, 3 refusals
+    close
+    """
     lab = ledger.budget("lab", tokens=1)
     refuse(lab, 3, tokens=2)
     home.reopen()

@@ -10,7 +10,7 @@ from decimal import Decimal
 from importlib.resources import files
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, cast
 
 import duckdb
 import polars as pl
@@ -18,7 +18,10 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
+from tests.test_frames import Watched
 from tokenbudget_lab.rows import COLUMNS
+from tokenbudget_lab.sandbox import run
+from tokenbudget_lab.writer import Desk
 
 SECRET = "thirty-nine-steps"
 
@@ -127,19 +130,6 @@ def test_a_query_may_be_as_rich_as_one_select_can_be(study: tbl.Ledger, query: s
 # --- only what is needed travels, and it is enough -------------------------------------------------------------------------
 
 
-class Watched:
-    """A ledger's desk that notes which columns are read from it."""
-
-    def __init__(self, ledger: tbl.Ledger) -> None:
-        self._desk = ledger.desk
-        self.read: list[set[str]] = []
-
-    def arrow(self, columns: Any = None, upto: int | None = None) -> Any:
-        """Note it, and read."""
-        self.read.append(set(columns or COLUMNS))
-        return self._desk.arrow(columns, upto)
-
-
 @pytest.mark.parametrize(
     ("query", "read"),
     [
@@ -156,11 +146,9 @@ class Watched:
     ],
 )
 def test_only_the_columns_in_use_travel(small: tbl.Ledger, query: str, read: set[str]) -> None:
-    from tokenbudget_lab.sandbox import run
-
     watched = Watched(small)
-    run(watched, query)  # type: ignore[arg-type] # a desk, as far as reading goes
-    assert watched.read == [read]
+    run(cast("Desk", watched), query)
+    assert watched.read == [(read, None)]
 
 
 QUERIES = [
@@ -251,6 +239,12 @@ REFUSED = {
     "select * from enable_logging()": "enable_logging(…) is not one",
     "select * from 'secret.csv'": 'Cannot access file "secret.csv"',
     "from 'secret'": "secret does not exist",
+    "describe 'secret.csv'": 'Cannot access file "secret.csv"',
+    "summarize 'secret.csv'": 'Cannot access file "secret.csv"',
+    "select * from (pivot 'secret.csv' on word in ('x') using count(*))": 'Cannot access file "secret.csv"',
+    "select * from system.main.read_text('secret.csv')": "read_text(…) is not one",
+    "select * from range(3) r, lateral (select * from read_text('secret.csv'))": "read_text(…) is not one",
+    "select * from 'https://example.org/x.csv'": "x.csv",
     "select * from hidden": "Table with name hidden does not exist",
     "select * from nowhere": "The tables are events, calls, reservations, budgets, balances",
     "select usd from events order by nonsense": "nonsense",
@@ -263,7 +257,8 @@ REFUSED = {
     "select interval 1 day as lasting": "column lasting is INTERVAL",
     "select 'x'::integer": "Could not convert",
     "select " + "(" * 3_000 + "1" + ")" * 3_000: "",
-    "select " + "-" * 3 + "\0": "",
+    "select '\0'": "NUL",
+    "select '\ud800'": "surrogate",
 }
 
 
@@ -290,7 +285,7 @@ def test_a_query_is_text(small: tbl.Ledger, query: Any) -> None:
         small.sql(query)
 
 
-@pytest.mark.parametrize("value", [object(), 2**200, {1, 2}, pl.DataFrame({"a": [1]})])
+@pytest.mark.parametrize("value", [object(), 2**200, {1, 2}, pl.DataFrame({"a": [1]}), "\ud800"])
 def test_a_parameter_that_duckdb_cannot_take_is_refused(small: tbl.Ledger, value: Any) -> None:
     with pytest.raises(tbl.QueryRefused):
         small.sql("select $value", value=value)

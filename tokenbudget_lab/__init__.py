@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .demo import async_demo_client as async_demo_client
     from .demo import demo_client as demo_client
     from .errors import *  # noqa: F403 - every error is importable from here
+    from .frames import tag as tag
     from .handles import Budget as Budget
     from .ledger import Alert as Alert
     from .ledger import Verification as Verification
@@ -53,6 +54,7 @@ _HOMES = {
     "connect": "connection",
     "cost": "pricing",
     "demo_client": "demo",
+    "tag": "frames",
 }
 _ERRORS = (
     "AmountMissing",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
@@ -115,8 +114,7 @@ def existing(where: str | None) -> Place:
     """The place of a ledger that is there already: who only looks must not make one."""
     if where is not None and where.startswith(("postgresql://", "postgres://")):
         connect(where).close()  # it says what this version can and cannot do, without repeating a password
-    with contextlib.redirect_stderr(io.StringIO()):  # that a default ledger would be new is no news here
-        place = place_of(default_path() if where is None else where)
+    place = place_of(default_path() if where is None else where)
     if not place.file.exists():
         advice = "`tokenbudget budget create NAME --usd 5 --ledger PATH` makes one"
         raise LedgerUnavailable(f"there is no ledger at {place.file}; {advice}.")
