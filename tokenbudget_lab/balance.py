@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 from .errors import money, shown
 from .limits import FOREVER, RESOURCES, decimal_or_int, instant
+from .usage import EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,14 @@ class LimitBalance:
     @property
     def left(self) -> Any:
         """Limit - committed - reserved; negative after an overrun."""
-        return self.limit - self.committed - self.reserved
+        with localcontext(EXACT):
+            return self.limit - self.committed - self.reserved
 
     @property
     def used_fraction(self) -> float:
         """Committed and reserved as a fraction of the limit; 1 for a limit of zero."""
-        return float((self.committed + self.reserved) / self.limit) if self.limit else 1.0
+        with localcontext(EXACT):
+            return float((self.committed + self.reserved) / self.limit) if self.limit else 1.0
 
     def __str__(self) -> str:
         show = money if self.resource == "usd" else "{:,}".format

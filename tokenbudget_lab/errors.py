@@ -488,7 +488,7 @@ def money(usd: Decimal | int | Any) -> str:
     """
     value = Decimal(usd)
     sign = "-" if value < 0 else ""
-    value = abs(value)
+    value = value.copy_abs()  # abs() would round it to the caller's decimal context
     if value and value < Decimal("0.01"):
-        return f"{sign}${value.normalize():f}" if value >= Decimal("1e-12") else f"{sign}$0.00"
+        return f"{sign}${value:f}".rstrip("0") if value >= Decimal("1e-12") else f"{sign}$0.00"
     return f"{sign}${value:,.2f}"

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -21,7 +21,7 @@ from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, 
 from .events import chained, to_detail
 from .handles import Budget
 from .ids import new_id
-from .limits import Limit, budget_name, caps_of, path_of, zone
+from .limits import Limit, budget_name, caps_of, instant, path_of, zone
 from .origin import origin
 from .reservation import Receipt, Reservation
 from .state import State
@@ -105,7 +105,7 @@ class Ledger:
         desk: what takes commands instead (a keeper's link).
         prices: what turns usage into money.
         timeout: seconds until a reservation ends by itself, where none is given per reserve; 1 s to 48 h.
-        clock_ns: Unix nanoseconds, for the writer.
+        clock_ns: Unix nanoseconds.
         ids: where ids come from.
 
     Examples:
@@ -129,7 +129,7 @@ class Ledger:
             raise InvalidValue("store", "a ledger has a store or a desk, one of them")
         self._timeout = seconds("timeout", timeout)
         self.desk: Desk = desk if desk is not None else Writer(store, clock_ns=clock_ns, ids=ids, origin=origin())  # type: ignore[arg-type] # one of both is given
-        self.prices, self.new_id = prices, ids
+        self.prices, self.new_id, self._clock_ns = prices, ids, clock_ns
         self.unread: list[Receipt] = []
         self._direct = DirectBox(self.desk.origin)
         self._loops: dict[int, LoopBox] = {}
@@ -290,7 +290,7 @@ class Ledger:
 
     def _own_hold(self, command: Reserve) -> Reservation | None:
         """A reservation of this thread (or of the loop that runs in it) that counts under a limit of the one asked for."""
-        me, now, path = threading.get_ident(), datetime.now(UTC), set(path_of(command.budget))
+        me, now, path = threading.get_ident(), instant(self._clock_ns() // 1000), set(path_of(command.budget))
         for owner, held in list(self._held.values()):
             if held.expires is not None and held.expires < now:
                 self.let_go(held)
