@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import tokenbudget_lab as tbl
+from tokenbudget_lab import link
 from tokenbudget_lab.events import Event
 from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.place import place_of
@@ -77,6 +78,8 @@ class Home:
             self.ledger.verify()
         finally:
             self.ledger.close()
+            if self.store == "keeper":
+                link.stop(place_of(self.path))
 
 
 class Log:
@@ -105,12 +108,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what asks for a ledger once per store.
 
     A keeper is a process that takes its time to start. Every test may run with one, but does so only in the soak; the promises
-    of `test_behaviour.py` are always kept through a keeper too.
+    of `test_behaviour.py` are always kept through a keeper too. A module whose claims are none of a store's names one `STORE`.
     """
     if "store" not in metafunc.fixturenames:
         return
-    stores: list[Any] = list(WITH_A_CLOCK)
-    if "clock" not in metafunc.fixturenames:
+    stores: list[Any] = [metafunc.module.STORE] if hasattr(metafunc.module, "STORE") else list(WITH_A_CLOCK)
+    if "clock" not in metafunc.fixturenames and len(stores) > 1:
         always = metafunc.module.__name__.endswith("test_behaviour")
         stores.append(pytest.param("keeper", marks=() if always else pytest.mark.soak))
     metafunc.parametrize("store", stores)

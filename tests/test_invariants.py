@@ -40,7 +40,7 @@ from tokenbudget_lab.writer import DirectBox, Ticket
 Three = tuple[int | None, int | None, int | None]  # usd in pico-dollars, tokens, requests
 SECOND = 1_000_000
 RESOURCES = ("usd", "tokens", "requests")
-SOON_S = 5.0  # what has not happened by then never will
+SOON_S = 10.0  # what has not happened by then never will
 MANY = 1000  # more than any batch here has events
 
 
@@ -984,7 +984,6 @@ def test_a_clock_that_was_ahead_while_nothing_was_written_opens_no_window(
         lab.reserve_sync(tokens=1)
 
 
-@pytest.mark.xfail(reason="writer._failed does not recall what a replay has forgotten", raises=StoreFailed, strict=True)
 def test_a_late_commit_that_was_kept_is_acknowledged_though_its_append_failed(
     opened: tuple[Ledger, FailingStore], clock: Clock
 ) -> None:
@@ -1050,10 +1049,10 @@ def test_a_computed_cost_is_rounded_up_by_less_than_a_pico_dollar(cost: Decimal)
 
 # Zones whose midnight was skipped or came twice, whose day was skipped, with offsets of half an hour and of seconds.
 ODD_ZONES = st.sampled_from(
-    (
-        "UTC Europe/Berlin America/Sao_Paulo America/Havana America/St_Johns Africa/Cairo Africa/Monrovia Asia/Beirut Asia/Gaza "
-        "Asia/Kathmandu Asia/Pyongyang Asia/Tehran Pacific/Apia Pacific/Kwajalein Antarctica/Casey"
-    ).split()
+    ["UTC", "Europe/Berlin", "America/Sao_Paulo", "America/Havana", "America/St_Johns", "Africa/Cairo"]
+) | (
+    st.sampled_from(["Africa/Monrovia", "Asia/Beirut", "Asia/Gaza", "Asia/Kathmandu", "Asia/Pyongyang", "Asia/Tehran"])
+    | st.sampled_from(["Pacific/Apia", "Pacific/Kwajalein", "Antarctica/Casey"])
 )
 CODES = st.sampled_from(["day", "week", "month", "1s", "3600s", "86400s", "100000s"])
 INSTANTS = st.integers(0, 4_102_444_800 * SECOND)  # 1970 … 2100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -111,7 +112,7 @@ def test_a_budgets_failure_is_raised_by_its_next_verb_too(ledger: tbl.Ledger, lo
     assert isinstance(entry, tbl.Counted)
     lab.record(usd=1)
     before = log.kinds
-    verbs = {
+    verbs: dict[str, Callable[[], object]] = {
         "record": lambda: lab.record(tokens=1),
         "adjust": lambda: lab.adjust(entry.reservation, tokens=1),
         "reserve": lambda: lab.reserve_sync(tokens=1),

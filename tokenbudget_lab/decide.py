@@ -140,18 +140,6 @@ class Decisions:
             keys.append((command.budget, key))  # type: ignore[union-attr] # as above
         return wanted, keys
 
-    def knows(self, command: Command) -> bool:
-        """Whether an event of this very command is folded already: asked again, it gets its first answer."""
-        state = self.state
-        if command.id in state.entries or command.id in state.done:
-            return True
-        entry = state.entries.get(getattr(command, "reservation", ""))
-        if entry is not None and (entry.ended_by == command.id or getattr(command, "part", None) in (entry.parts or {})):
-            return True
-        if isinstance(command, CloseBudget):
-            return command.budget in state.nodes and state.nodes[command.budget].closed
-        return False
-
     # --- budgets -------------------------------------------------------------------------------------------------------
 
     def create(self, ledger_id: str, ts: int, origin: str | None = None) -> None:

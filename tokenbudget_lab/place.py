@@ -80,6 +80,7 @@ class Place:
     def write_owner(self, **told: Any) -> None:
         """Say who owns the file: in one step, so that nobody reads half of it."""
         draft = self.folder / f"owner.{os.getpid()}.tmp"
+        draft.touch(mode=0o600)
         draft.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **told}) + "\n")
         draft.replace(self.owner)
 

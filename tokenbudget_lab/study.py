@@ -6,6 +6,7 @@ Nothing here is staged but the provider: the ledger, the caps, the refusals and 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -283,7 +284,14 @@ def show_closing(out: Console, report: Study) -> None:
     out.print(f"\n{report.seconds:.1f} s. The ledger stays; look into it:")
     sql = "select budget, sum(cost_usd) from calls group by all"
     for command in (f"status {path}", f'sql {path} "{sql}"', f"verify {path}"):
-        out.print(Text(f"  tokenbudget {command}"), soft_wrap=True)
+        out.print(Text(f"  {_program()} {command}"), soft_wrap=True)
+
+
+def _program() -> str:
+    """How to call this command again: by its name, or by its path where that is not on the shell's way."""
+    if shutil.which("tokenbudget") or Path(sys.argv[0]).name != "tokenbudget":
+        return "tokenbudget"
+    return os.path.relpath(sys.argv[0])
 
 
 def bars(balances: list[Balance] | tuple[Balance, ...], out: Console) -> Table:

@@ -490,14 +490,14 @@ class Writer:
         try:
             self.store.reopen()
             self._rebuild()
+            events = self.store.find([ticket.command.id for ticket in asked], [])
+            kept = {event.command for event in events if event.kind != "refused"}
         except Exception:  # noqa: BLE001 - tried again with the next batch; until then every caller gets the error
-            self._broken = True
+            self._broken, kept = True, set()
         for ticket in asked:
             self._waiters.pop(ticket.command.id, None)
-            ticket.answer, ticket.error = (), told
-            if not self._broken and self.decisions.knows(ticket.command):
-                ticket.error = None
-                self._answer(ticket, self.decisions.state.ts)
+            if ticket.command.id not in kept:  # else what was decided for it stands, and was only never told
+                ticket.answer, ticket.error = (), told
         return asked
 
     def _deliver(self, answered: list[Ticket]) -> None:

@@ -119,7 +119,7 @@ class DuckDBStore:
             con.execute("SET checkpoint_threshold = '1TB'")
             con.execute("SET TimeZone = 'UTC'")
             self._check_version(con)
-            self._protect()
+            self._protected = self._protect()
         except BaseException as error:
             con.close()
             if isinstance(error, duckdb.Error):
@@ -166,10 +166,13 @@ class DuckDBStore:
             con.execute("update meta set value = ? where name = 'schema'", [str(version)])
             con.execute("commit")
 
-    def _protect(self) -> None:
-        for path in (self.place.file, self.place.file.with_name(self.place.file.name + ".wal")):
+    def _protect(self) -> bool:
+        """Nobody else may read it; whether its log is there, which DuckDB makes with the first append."""
+        log = self.place.file.with_name(self.place.file.name + ".wal")
+        for path in (self.place.file, log):
             with contextlib.suppress(FileNotFoundError):
                 path.chmod(0o600)
+        return log.exists()
 
     def load(self, after: int = 0) -> Iterator[Event]:
         """All events with a larger `seq`, in order."""
@@ -193,6 +196,8 @@ class DuckDBStore:
                 self._con.unregister("_new")
         except Exception as error:
             raise StoreFailed(_first_line(error)) from error
+        if not self._protected:
+            self._protected = self._protect()
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of these entries and commands, in order."""
