@@ -72,7 +72,7 @@ def until_free(path: Path) -> None:
             return
 
 
-# --- forked ----------------------------------------------------------------------------------------------------------------
+# --- forked ------------------------------------------------------------------------------------------------------------
 
 FORKING = """
     import asyncio, os, subprocess, sys
@@ -197,7 +197,7 @@ def test_a_forked_child_may_open_the_ledger_for_itself(tmp_path: Path) -> None:
     assert run(program, tmp_path / "spend.duckdb") == "11\n"
 
 
-# --- the end of the interpreter ------------------------------------------------------------------------------------------------
+# --- the end of the interpreter --------------------------------------------------------------------------------------------
 
 
 @EMBEDDED
@@ -270,7 +270,7 @@ def test_closing_from_many_threads_is_closing_once(ledger: tbl.Ledger, home: Hom
     assert home.reopen().budget("lab").balance.committed_tokens == 100
 
 
-# --- interrupted ---------------------------------------------------------------------------------------------------------------
+# --- interrupted -----------------------------------------------------------------------------------------------------------
 
 
 def test_interrupts_inside_verbs_leave_a_ledger_that_works(ledger: tbl.Ledger, log: Log) -> None:

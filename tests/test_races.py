@@ -1,0 +1,343 @@
+"""Races for the last cent: from threads, tasks and processes, each behind a barrier, again and again on fresh ledgers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tokenbudget_lab as tbl
+from tokenbudget_lab import link
+from tokenbudget_lab.commands import Reserve
+from tokenbudget_lab.place import place_of
+from tokenbudget_lab.stores.memory import MemoryStore
+from tokenbudget_lab.writer import Desk, Ticket
+
+pytestmark = pytest.mark.xdist_group("races")  # they want the machine for themselves
+SOON_S = 30.0  # what has not happened by then never will
+ROUNDS = 10
+MANY_ROUNDS = 200
+everywhere = pytest.mark.parametrize("kind", ["memory", "duckdb", "keeper"])
+rounds = pytest.mark.parametrize(
+    "rounds", [ROUNDS, pytest.param(MANY_ROUNDS, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+)
+
+
+@pytest.fixture(autouse=True)
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keepers of tests leave at once."""
+    monkeypatch.setenv("TOKENBUDGET_KEEPER_LINGER_S", "0.2")
+
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def fresh(kind: str, folder: Path) -> Iterator[tbl.Ledger]:
+    """A new ledger, which is verified when it ends; its keeper is gone afterwards."""
+    place = place_of(folder / f"{next(_numbers)}.duckdb")
+    if kind == "memory":
+        ledger = tbl.Ledger(store=MemoryStore())
+    else:
+        ledger = tbl.connect(place.file, embedded=kind == "duckdb")
+    with ledger:
+        yield ledger
+        ledger.verify()
+    if kind == "keeper":
+        link.stop(place)
+
+
+def granted(ask: Callable[[], object]) -> bool:
+    try:
+        ask()
+    except tbl.BudgetExceeded:
+        return False
+    return True
+
+
+def at_once(*work: Callable[[], Any]) -> list[Any]:
+    """Run each in a thread of its own, all from the same moment on."""
+    barrier = threading.Barrier(len(work))
+
+    def start(one: Callable[[], Any]) -> Any:
+        barrier.wait(SOON_S)
+        return one()
+
+    with ThreadPoolExecutor(len(work)) as pool:
+        return list(pool.map(start, work))
+
+
+# --- twenty calls of thirty cents, and a dollar ------------------------------------------------------------------------------
+
+
+@everywhere
+@rounds
+def test_three_of_twenty_threads_are_granted(kind: str, rounds: int, tmp_path: Path) -> None:
+    for _ in range(rounds):
+        with fresh(kind, tmp_path) as ledger:
+            lab = ledger.budget("lab", usd=1)
+            answers = at_once(*[lambda: granted(lambda: lab.reserve_sync(usd="0.30"))] * 20)
+            assert (answers.count(True), lab.balance.reserved_usd) == (3, Decimal("0.9"))
+
+
+@everywhere
+@rounds
+def test_three_of_twenty_tasks_are_granted(kind: str, rounds: int, tmp_path: Path) -> None:
+    async def race(lab: tbl.Budget) -> int:
+        start = asyncio.Event()
+
+        async def take() -> object:
+            await start.wait()
+            return await lab.reserve(usd="0.30")
+
+        tasks = [asyncio.create_task(take()) for _ in range(20)]
+        await asyncio.sleep(0)  # each of them is at the barrier now
+        start.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(a, tbl.Reservation | tbl.BudgetExceeded) for a in answers)
+        return sum(isinstance(answer, tbl.Reservation) for answer in answers)
+
+    for _ in range(rounds):
+        with fresh(kind, tmp_path) as ledger:
+            lab = ledger.budget("lab", usd=1)
+            assert (asyncio.run(race(lab)), lab.balance.reserved_usd) == (3, Decimal("0.9"))
+
+
+def run_as_child(path: str) -> None:
+    """One of the processes: five threads, from the moment on at which a line comes."""
+    with tbl.connect(path) as ledger:
+        lab = ledger.budget("lab")
+        start = threading.Barrier(6)
+
+        def take() -> bool:
+            start.wait(SOON_S)
+            return granted(lambda: lab.reserve_sync(usd="0.30"))
+
+        with ThreadPoolExecutor(5) as pool:
+            answers = [pool.submit(take) for _ in range(5)]
+            print("ready", flush=True)
+            sys.stdin.readline()
+            start.wait(SOON_S)
+            print(sum(answer.result() for answer in answers), flush=True)
+
+
+@contextmanager
+def children(path: Path, count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that are ready and wait for a line."""
+    pipe = subprocess.PIPE
+    started = [
+        subprocess.Popen([sys.executable, "-W", "error", __file__, str(path)], stdin=pipe, stdout=pipe, text=True)
+        for _ in range(count)
+    ]
+    try:
+        for child in started:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        yield started
+    finally:
+        for child in started:
+            with suppress(subprocess.TimeoutExpired):
+                child.communicate(timeout=SOON_S)
+            child.kill()
+            child.communicate()
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(MANY_ROUNDS, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+def test_three_of_twenty_threads_in_four_processes_are_granted(rounds: int, tmp_path: Path) -> None:
+    for _ in range(rounds):
+        with fresh("keeper", tmp_path) as ledger:
+            lab = ledger.budget("lab", usd=1)
+            with children(Path(ledger.desk.where), 4) as four:
+                for child in four:
+                    assert child.stdin is not None
+                    child.stdin.write("go\n")
+                    child.stdin.flush()
+                answers = [int(child.stdout.readline()) for child in four if child.stdout is not None]
+            assert (len(answers), sum(answers), lab.balance.reserved_usd) == (4, 3, Decimal("0.9"))
+
+
+# --- the whole way up ----------------------------------------------------------------------------------------------------------
+
+
+@everywhere
+def test_the_tightest_of_three_ancestors_decides_under_mixed_threads(kind: str, tmp_path: Path) -> None:
+    """Twelve threads ask at three levels, for other amounts, and give half of it back; no level is ever overspent.
+
+    lab               900 tokens
+    lab/study         600 tokens, 40 requests
+    lab/study/run     $1.00
+    """
+    with fresh(kind, tmp_path) as ledger:
+        lab = ledger.budget("lab", tokens=900)
+        study = ledger.budget("lab/study", tokens=600, requests=40)
+        run = ledger.budget("lab/study/run", usd=1)
+        over: list[object] = []
+
+        def work(seed: int) -> int:
+            chance, taken = random.Random(seed), 0
+            for _ in range(40):
+                budget = chance.choice([lab, study, run])
+                with suppress(tbl.BudgetExceeded):
+                    call = budget.reserve_sync(usd=Decimal(chance.randint(0, 9)) / 100, tokens=chance.randint(0, 60))
+                    over.extend(limit for limit in run.balance.limits if limit.left < 0)
+                    if chance.random() < 0.5:
+                        call.rollback().result()
+                    else:
+                        call.commit(tokens=chance.randint(0, call.tokens or 0), usd=call.usd, requests=1).result()
+                        taken += 1
+            return taken
+
+        committed = at_once(*[lambda seed=seed: work(seed) for seed in range(12)])
+        assert over == []
+        total = lab.balance
+        assert (total.committed_requests, total.reserved_requests, total.reserved_tokens) == (sum(committed), 0, 0)
+        assert total.committed_tokens >= study.balance.committed_tokens >= run.balance.committed_tokens
+        assert min(limit.left for limit in run.balance.limits) >= 0
+        with pytest.raises(tbl.BudgetExceeded):
+            for _ in range(1000):
+                run.reserve_sync(usd="0.01", tokens=9)
+
+
+@everywhere
+def test_four_hundred_of_a_thousand_tasks_are_admitted(kind: str, tmp_path: Path) -> None:
+    async def call(lab: tbl.Budget) -> bool:
+        try:
+            held = await lab.reserve(usd="0.01", tokens=10)
+        except tbl.BudgetExceeded:
+            return False
+        await held.commit(usd="0.01", tokens=10)
+        return True
+
+    async def all_of_them(lab: tbl.Budget) -> int:
+        return (await asyncio.gather(*[call(lab) for _ in range(1000)])).count(True)
+
+    with fresh(kind, tmp_path) as ledger:
+        lab = ledger.budget("lab", usd=4)
+        assert asyncio.run(all_of_them(lab)) == 400
+        balance = lab.balance
+        assert (balance.committed_usd, balance.reserved_usd, balance.committed_requests) == (4, 0, 400)
+
+
+# --- who waits -----------------------------------------------------------------------------------------------------------------
+
+
+@everywhere
+def test_waiters_are_served_in_order_of_arrival_whoever_lets_go(kind: str, tmp_path: Path) -> None:
+    """Fifty stand in line for four places; threads give places back in any order."""
+    order: list[int] = []
+
+    async def story(ledger: tbl.Ledger) -> None:
+        lab = ledger.budget("lab", requests=4)
+        holds = [await lab.reserve() for _ in range(4)]
+        free: asyncio.Queue[tbl.Reservation] = asyncio.Queue()
+
+        async def stand(n: int) -> None:
+            held = await lab.reserve(wait=SOON_S * 4, key=f"{n}")
+            order.append(n)
+            free.put_nowait(held)
+
+        line = []
+        for n in range(50):
+            line.append(asyncio.create_task(stand(n)))
+            await asyncio.sleep(0)  # it has handed in its command, so the next one stands behind it
+        random.Random(7).shuffle(holds)
+        for hold in holds:
+            await asyncio.to_thread(lambda held=hold: held.rollback().result())
+        for _ in range(50):
+            held = await asyncio.wait_for(free.get(), SOON_S)
+            await asyncio.to_thread(lambda held=held: held.rollback().result())
+        await asyncio.wait_for(asyncio.gather(*line), SOON_S)
+        assert lab.balance.reserved_requests == 0
+
+    with fresh(kind, tmp_path) as ledger:
+        asyncio.run(story(ledger))
+        kept = [event.key for event in ledger.desk.events(ledger.verify().events) if event.kind == "reserved"]
+    assert kept == [None] * 4 + [f"{n}" for n in range(50)]
+    assert sorted(order) == list(range(50))
+
+
+@everywhere
+@pytest.mark.parametrize("seed", range(4))
+def test_cancelled_tasks_leak_nothing(kind: str, seed: int, tmp_path: Path) -> None:
+    """Two hundred tasks, cancelled at any moment of their reserve, of their wait, or while they hold."""
+    chance = random.Random(seed)
+
+    async def call(lab: tbl.Budget) -> None:
+        async with lab.reserve(tokens=chance.randint(1, 30), wait=chance.choice([0, 0, SOON_S]), timeout=3600) as held:
+            for _ in range(chance.randint(0, 3)):
+                await asyncio.sleep(0)
+            await held.rollback()
+
+    async def story(lab: tbl.Budget) -> None:
+        tasks: set[asyncio.Task[None]] = set()
+        for _ in range(200):
+            tasks.add(asyncio.create_task(call(lab)))
+            for _ in range(chance.randint(0, 4)):
+                await asyncio.sleep(0)
+            if chance.random() < 0.5:
+                chance.choice(sorted(tasks, key=lambda task: task.get_name())).cancel()
+        for task in tasks:
+            if chance.random() < 0.3:
+                task.cancel()
+        done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), SOON_S)
+        kinds = {type(end) for end in done if end is not None}
+        assert kinds <= {asyncio.CancelledError, tbl.BudgetExceeded}
+        assert asyncio.CancelledError in kinds
+
+    with fresh(kind, tmp_path) as ledger:
+        lab = ledger.budget("lab", tokens=100)
+        asyncio.run(story(lab))
+        balance = lab.balance  # asked behind everything that was handed in
+        assert (balance.reserved_tokens, balance.reserved_requests, balance.calls_in_flight) == (0, 0, 0)
+        assert lab.reserve_sync(tokens=100).tokens == 100
+
+
+class Interrupting:
+    """A desk which lets a Ctrl-C come the moment a reserve was handed in."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self.where, self.origin = desk, desk.where, desk.origin
+        self.armed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._desk, name)
+
+    def submit(self, ticket: Ticket) -> None:
+        self._desk.submit(ticket)
+        if self.armed and isinstance(ticket.command, Reserve):
+            self.armed = False
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+@pytest.mark.parametrize("wait", [0, SOON_S])
+@pytest.mark.parametrize("kind", ["memory", "duckdb"])
+def test_an_interrupt_right_behind_the_handing_in_leaks_nothing(kind: str, wait: float, tmp_path: Path) -> None:
+    """Ctrl-C comes while the command is on its way, before anybody waits for its answer."""
+    with fresh(kind, tmp_path) as ledger:
+        lab = ledger.budget("lab", tokens=100)
+        desk = Interrupting(ledger.desk)
+        ledger.desk = desk  # type: ignore[assignment] # it has all that a desk has, through __getattr__
+        for _ in range(20):
+            desk.armed = True
+            with pytest.raises(KeyboardInterrupt):
+                lab.reserve_sync(tokens=60, wait=wait, timeout=3600)
+        assert (lab.balance.reserved_tokens, lab.balance.calls_in_flight) == (0, 0)
+        assert lab.reserve_sync(tokens=100).tokens == 100
+
+
+if __name__ == "__main__":
+    run_as_child(sys.argv[1])
