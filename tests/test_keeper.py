@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import partial
 from multiprocessing.connection import Client
 from pathlib import Path
 
@@ -175,6 +176,10 @@ def test_killed_keepers_and_clients_lose_nothing_and_decide_nothing_twice(place:
     assert sorted(waited)[len(waited) // 2] < 2
 
 
+def all_grew(before: list[tuple[Path, int]]) -> bool:
+    return all(note.stat().st_size > size for note, size in before)
+
+
 def one_round(place: Place, notes: list[Path]) -> list[float]:
     """Start four workers, kill one of them and the keeper, twice; how long each time until the others all went on."""
     waited = []
@@ -184,10 +189,8 @@ def one_round(place: Place, notes: list[Path]) -> list[float]:
         for _ in range(2):
             workers[0].kill()
             os.kill(owner_pid(place), signal.SIGKILL)
-            before = [note.stat().st_size for note in notes[1:]]
-            waited.append(
-                until(lambda before=before: all(n.stat().st_size > b for n, b in zip(notes[1:], before, strict=True)))
-            )  # type: ignore[misc] # mypy infers no lambda with a default
+            before = [(note, note.stat().st_size) for note in notes[1:]]
+            waited.append(until(partial(all_grew, before)))
     finally:
         for worker in workers:
             worker.kill()
