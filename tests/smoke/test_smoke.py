@@ -51,3 +51,10 @@ def test_a_file_ledger_keeps_what_was_spent(tmp_path: Path) -> None:
         call.commit(usd="0.10")
     with tbl.connect(tmp_path / "spend.duckdb") as ledger:
         assert ledger.budget("lab").balance.committed_usd == Decimal("0.1")
+
+
+def test_the_demo_finds_its_calls() -> None:
+    """The data that the demo needs is in what was installed."""
+    from tokenbudget_lab.demo import demo_study
+
+    assert len(demo_study()) == 60
