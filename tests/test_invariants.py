@@ -609,10 +609,10 @@ class Day(RuleBasedStateMachine):
     def id(self) -> str:
         return self.ledger.new_id()
 
-    def target(self, which: int) -> str:
-        """Mostly something in flight; else anything that was ever asked for."""
-        in_flight = [charge.id for charge in self.model.charges if charge.state == "open"]
-        these = in_flight if in_flight and which % 4 else self.targets
+    def target(self, which: int, *, in_flight: bool) -> str:
+        """Mostly something in flight, or something that has ended; else anything that was ever asked for."""
+        such = [charge.id for charge in self.model.charges if (charge.state == "open") == in_flight]
+        these = such if such and which % 4 else self.targets
         return these[which // 4 % len(these)]
 
     def name(self, which: int) -> str:
@@ -742,9 +742,10 @@ class Day(RuleBasedStateMachine):
         self.plan = self.plan or plan
         self.ask_for(which, amounts, timeout, if_lost, key, 0, model)
 
-    @rule(which=ANY, amounts=ALL, timeout=TIMEOUTS, wait=st.sampled_from([60, 7200, 200_000]))
-    def reserve_and_stand_in_line(self, which: int, amounts: Three, timeout: int, wait: int) -> None:
-        self.ask_for(which, amounts, timeout, "count", None, wait * SECOND, None)
+    @rule(which=ANY, several=st.lists(ALL, min_size=1, max_size=4), timeout=TIMEOUTS, wait=st.sampled_from([60, 7200, 200_000]))
+    def stand_in_line(self, which: int, several: list[Three], timeout: int, wait: int) -> None:
+        for amounts in several:
+            self.ask_for(which, amounts, timeout, "count", None, wait * SECOND, None)
 
     def ask_for(
         self, which: int, amounts: Three, timeout: int, if_lost: str, key: str | None, wait: int, model: str | None
@@ -766,7 +767,7 @@ class Day(RuleBasedStateMachine):
     @rule(which=ANY, verb=VERBS, used=AMOUNTS, part=PARTS, plan=PLANS)
     def go_on(self, which: int, verb: str, used: Three, part: str, plan: str | None) -> None:
         self.plan = self.plan or plan
-        id, target = self.id(), self.target(which)
+        id, target = self.id(), self.target(which, in_flight=True)
         commands: dict[str, ask.Command] = {
             "commit": ask.Commit(id, target, *used, "measured"),
             "part": ask.Commit(id, target, *used, "estimated", part=part),
@@ -779,7 +780,7 @@ class Day(RuleBasedStateMachine):
     @precondition(lambda self: self.targets)
     @rule(which=ANY, verb=LATER, used=AMOUNTS)
     def come_back(self, which: int, verb: str, used: Three) -> None:
-        id, target = self.id(), self.targets[which % len(self.targets)]
+        id, target = self.id(), self.target(which, in_flight=False)
         commands: dict[str, ask.Command] = {
             "adjust": ask.Adjust(id, target, *used),
             "commit": ask.Commit(id, target, *used, "measured"),

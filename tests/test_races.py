@@ -324,7 +324,6 @@ class Interrupting:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.xfail(reason="Ledger.ask hands in outside of its try", raises=AssertionError, strict=True)
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 @pytest.mark.parametrize("wait", [0, SOON_S])
 @pytest.mark.parametrize("kind", ["memory", "duckdb"])

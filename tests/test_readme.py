@@ -29,7 +29,8 @@ def test_a_code_block_runs_as_printed_and_again(block: str, tmp_path: Path) -> N
     first, second = (
         subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, cwd=tmp_path, check=False) for _ in "12"
     )
-    assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, "", 0, "")
+    news = f"tokenbudget: new default ledger {tmp_path / 'ledger.duckdb'}\n"
+    assert (first.returncode, first.stderr, second.returncode, second.stderr) == (0, news, 0, "")
     assert "$5.00 left" in first.stdout
     assert first.stdout != second.stdout
 

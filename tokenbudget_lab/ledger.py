@@ -200,8 +200,8 @@ class Ledger:
     def ask(self, command: Command) -> Answer:
         """Block until a command is answered. Safe inside a running event loop: the writer has a thread of its own."""
         ticket = Ticket(command, self._direct)
-        self.desk.submit(ticket)
-        try:
+        try:  # around the handing in too: an interrupt right behind it must not leak the grant
+            self.desk.submit(ticket)
             ticket.wait()
         except BaseException:
             ticket.abandon()
@@ -213,8 +213,8 @@ class Ledger:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         ticket = Ticket(command, self._box(loop), future)
-        self.desk.submit(ticket)
         try:
+            self.desk.submit(ticket)
             await future
         except BaseException:
             ticket.abandon()
@@ -259,8 +259,8 @@ class Ledger:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         ticket = Ticket(command, self._box(loop), future)
-        self.desk.submit(ticket)
         try:
+            self.desk.submit(ticket)
             await future
         except BaseException:
             ticket.abandon()
