@@ -730,7 +730,7 @@ class Day(RuleBasedStateMachine):
         self.send(ask.SetLimit(self.id(), self.name(which), window, *cap))
 
     @precondition(lambda self: len(self.sent) > 12)
-    @rule(which=ANY, sure=st.integers(0, 3))
+    @rule(which=ANY, sure=st.integers(0, 7))
     def close_budget(self, which: int, sure: int) -> None:
         if not sure:
             self.send(ask.CloseBudget(self.id(), self.name(which)))
