@@ -184,19 +184,19 @@ def test_somebody_elses_symlink_is_not_followed(tmp_path: Path, monkeypatch: pyt
 # --- what is in the file -----------------------------------------------------------------------------------------------------
 
 CONTENTS = {
-    "0 bytes": b"",
-    "text": b"usd,tokens\n1,2\n" * 100,
-    "sqlite": b"SQLite format 3\0" + bytes(4096),
-    "the beginning of a DuckDB file": bytes(8) + b"DUCK",
-    "a DuckDB file of rubbish": bytes(8) + b"DUCK" + bytes(range(256)) * 64,
+    "0 bytes": (b"", "it is empty"),
+    "text": (b"usd,tokens\n1,2\n" * 100, "it is not a DuckDB file"),
+    "sqlite": (b"SQLite format 3\0" + bytes(4096), "it is not a DuckDB file"),
+    "the beginning of a DuckDB file": (bytes(8) + b"DUCK", "DuckDB cannot open it"),
+    "a DuckDB file of rubbish": (bytes(8) + b"DUCK" + bytes(range(256)) * 64, "DuckDB cannot open it"),
 }
 
 
-@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
-def test_a_file_of_something_else_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("content", "reason"), CONTENTS.values(), ids=CONTENTS.keys())
+def test_a_file_of_something_else_is_left_as_it_is(content: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "x.duckdb"
     path.write_bytes(content)
-    with pytest.raises(tbl.NotALedger) as refused:
+    with pytest.raises(tbl.NotALedger, match=reason) as refused:
         opened(path)
     assert refused.value.path == str(path)
     assert path.read_bytes() == content
@@ -230,10 +230,10 @@ def test_a_ledger_of_a_newer_package_is_left_as_it_is(tmp_path: Path, *, embedde
 
 def test_what_is_no_ledger_through_a_keeper_is_none_either(tmp_path: Path) -> None:
     path = tmp_path / "x.duckdb"
-    path.write_bytes(CONTENTS["text"])
+    path.write_bytes(b"text")
     with pytest.raises(tbl.NotALedger) as refused:
         opened(path, embedded=False)
-    assert (refused.value.path, path.read_bytes()) == (str(path), CONTENTS["text"])
+    assert (refused.value.path, path.read_bytes()) == (str(path), b"text")
 
 
 # --- whose it is -------------------------------------------------------------------------------------------------------------

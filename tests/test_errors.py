@@ -81,7 +81,8 @@ def test_an_error_says_its_numbers(error: tbl.TokenBudgetError, words: list[str]
 
 @pytest.mark.parametrize(("error", "words"), EXAMPLES, ids=names)
 def test_an_error_survives_pickling(error: tbl.TokenBudgetError, words: list[str]) -> None:
-    """With its class, its attributes, its text, and the notes on it."""
+    """With its class, its attributes, its text, and the notes on it; and it can be made again of its arguments."""
+    assert str(type(error)(*error.args)) == str(error)
     error = copy.copy(error)
     error.add_note("beside it")
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):

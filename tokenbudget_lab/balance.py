@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal, localcontext
+from decimal import ROUND_FLOOR, Decimal, localcontext
 from typing import Any
 
 from .errors import money, shown
@@ -46,10 +46,10 @@ class LimitBalance:
             return float((self.committed + self.reserved) / self.limit) if self.limit else 1.0
 
     def __str__(self) -> str:
-        show = money if self.resource == "usd" else "{:,}".format
-        unit = "" if self.resource == "usd" else f" {self.resource}"
         per = f" per {self.window}" if self.window else ""
-        return f"{show(self.left)} of {show(self.limit)}{unit}{per} left"
+        if self.resource == "usd":
+            return f"{money(self.left, rounding=ROUND_FLOOR)} of {money(self.limit)}{per} left"
+        return f"{self.left:,} of {self.limit:,} {self.resource}{per} left"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -6,8 +6,10 @@ on to `Exception`, so it pickles through a process pool and travels from the kee
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
+
+_EXACT = Context(prec=60)  # the caller's own may round to three digits
 
 
 class TokenBudgetError(Exception):
@@ -92,7 +94,8 @@ class BudgetExceeded(Refused):
 
     def _text(self) -> str:
         if self.resource == "usd":
-            want, left, limit, held = (money(v) for v in (self.requested, self.left, self.limit, self.reserved))
+            want, limit, held = (money(v) for v in (self.requested, self.limit, self.reserved))
+            left = money(self.left, rounding=ROUND_FLOOR)
         else:
             unit = f" {self.resource}"
             want, left, limit, held = (
@@ -125,7 +128,7 @@ class UnknownBudget(Refused, LookupError):
         self.budget, self.nearest = budget, tuple(nearest)
 
     def _text(self) -> str:
-        hint = f"; did you mean {', '.join(self.nearest)}?" if self.nearest else ""
+        hint = f"; did you mean {', '.join(self.nearest)}?" if self.nearest else "."
         return f"no budget named {self.budget!r}{hint} Create it by giving it a limit: ledger.budget({self.budget!r}, usd=5)"
 
 
@@ -479,16 +482,21 @@ def told(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def money(usd: Decimal | int | Any) -> str:
+def money(usd: Decimal | int | Any, *, rounding: str = ROUND_HALF_EVEN) -> str:
     """Write an amount the way people read it: two decimals, more where they matter.
+
+    What is left is rounded down (`ROUND_FLOOR`), so that an amount that is shown is an amount that fits.
 
     Examples:
         >>> money(Decimal("0.3")), money(Decimal("1234.5")), money(Decimal("0.000042"))
         ('$0.30', '$1,234.50', '$0.000042')
+        >>> money(Decimal("4.9997"), rounding=ROUND_FLOOR)
+        '$4.99'
     """
     value = Decimal(usd)
     sign = "-" if value < 0 else ""
     value = value.copy_abs()  # abs() would round it to the caller's decimal context
     if value and value < Decimal("0.01"):
         return f"{sign}${value:f}".rstrip("0") if value >= Decimal("1e-12") else f"{sign}$0.00"
-    return f"{sign}${value:,.2f}"
+    cents = value.quantize(Decimal("0.01"), rounding=rounding, context=_EXACT)
+    return f"{sign}${cents:,.2f}"

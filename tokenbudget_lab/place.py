@@ -113,7 +113,8 @@ def place_of(where: Any) -> Place:
     if not text.strip() or "\0" in text:
         raise InvalidValue("where", f"{text!r} is no path; write something like 'spend.duckdb'")
     if text.lower().startswith(_REMOTE) or "://" in text:
-        raise InvalidValue("where", f"{text!r} is no local file; a ledger is a path, ':memory:' or postgresql://…")
+        scheme = text.partition(":")[0]  # and no more of it: there may be a password
+        raise InvalidValue("where", f"{scheme + ':…'!r} is no local file; a ledger is a path or ':memory:'")
     try:
         path = Path(text).expanduser().absolute()
         foreign = path.is_symlink() and hasattr(os, "getuid") and path.lstat().st_uid not in (os.getuid(), 0)
