@@ -997,7 +997,6 @@ def test_a_late_commit_that_was_kept_is_acknowledged_though_its_append_failed(
     assert (receipt.tokens, receipt.late) == (200, True)
 
 
-@pytest.mark.xfail(reason="Writer._failed takes what was kept before, but not decided now, for answered", strict=True)
 def test_what_could_not_be_looked_up_gets_a_named_error(opened: tuple[Ledger, FailingStore], clock: Clock) -> None:
     """And the next time its first answer.
 

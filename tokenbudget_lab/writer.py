@@ -494,10 +494,11 @@ class Writer:
             kept = {event.command for event in events if event.kind != "refused"}
         except Exception:  # noqa: BLE001 - tried again with the next batch; until then every caller gets the error
             self._broken, kept = True, set()
+        decided = {id(ticket) for ticket in answered}
         for ticket in asked:
             self._waiters.pop(ticket.command.id, None)
-            if ticket.command.id not in kept:  # else what was decided for it stands, and was only never told
-                ticket.answer, ticket.error = (), told
+            if id(ticket) not in decided or ticket.command.id not in kept:
+                ticket.answer, ticket.error = (), told  # else what was decided for it stands, and was only never told
         return asked
 
     def _deliver(self, answered: list[Ticket]) -> None:
