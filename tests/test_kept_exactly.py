@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import decimal
 from decimal import Decimal
 from typing import Any
@@ -44,7 +45,9 @@ def test_a_researchers_own_decimal_context_rounds_no_money(ledger: tbl.Ledger, h
         lab = ledger.budget("lab", usd=Decimal("1234.56789"))
         with lab.reserve(usd="1000.000000000001") as call:
             call.commit(usd="1000.000000000001")
-        left = home.reopen().budget("lab").balance.left_usd
+        again = home.reopen()
+        left = again.budget("lab").balance.left_usd
+        again.verify()
     assert left == Decimal("234.567889999999")
 
 
@@ -136,6 +139,22 @@ def test_tags_are_stored_verbatim(ledger: tbl.Ledger, home: Home, log: Log, text
     assert dict(log.last("reserved").tags) == {"note": text, f"n{text}": "1"}
     assert lab.reserve_sync(tokens=1, key=key).id == held.id
     assert lab.reserve_sync(tokens=1, key=key + "x").id != held.id
+
+
+@pytest.mark.parametrize("tags", [{"key": "a", "value": "b"}, {"tags": "x"}, {}, {f"n{n}": "v" for n in range(32)}], ids=len)
+def test_tags_have_any_names(ledger: tbl.Ledger, log: Log, tags: dict[str, str]) -> None:
+    """DuckDB takes a dict of `key` and `value` for something else; alone and among others it is a map.
+
+    reserve   1, alone; then three at once
+    """
+    lab = ledger.budget("lab", tokens=1000)
+    lab.reserve_sync(tokens=1, tags=tags)
+
+    async def three() -> None:
+        await asyncio.gather(*(lab.reserve(tokens=1, tags=tags) for _ in range(3)))
+
+    asyncio.run(three())
+    assert [dict(event.tags) for event in log.events if event.kind == "reserved"] == [tags] * 4
 
 
 SECRETS = [

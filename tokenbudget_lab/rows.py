@@ -14,6 +14,7 @@ from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any
 
 from .events import FIELDS, Event
+from .usage import EXACT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +36,7 @@ def timestamp(us: int) -> datetime:
 @lru_cache(maxsize=4096)
 def usd(pico: int) -> Decimal:
     """Pico-dollars as DECIMAL(38, 12)."""
-    return Decimal(pico).scaleb(-12)
+    return Decimal(pico).scaleb(-12, EXACT)
 
 
 def to_row(e: Event) -> tuple[Any, ...]:
@@ -60,7 +61,7 @@ def micros(moment: datetime) -> int:
 
 def pico(amount: Decimal | None) -> int | None:
     """A DECIMAL(38, 12) as pico-dollars."""
-    return None if amount is None else int(amount.scaleb(12))
+    return None if amount is None else int(amount.scaleb(12, EXACT))
 
 
 def from_row(row: Sequence[Any]) -> Event:

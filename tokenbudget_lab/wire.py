@@ -27,8 +27,11 @@ def _msgpack() -> Any:
 
 
 def _default(value: Any) -> Any:
+    """What MessagePack has no form for: money, and integers beyond 64 bits, such as millions of dollars in pico-dollars."""
     if isinstance(value, Decimal):
         return _msgpack().ExtType(_DECIMAL, str(value).encode())
+    if isinstance(value, int):
+        return _msgpack().ExtType(_BIG, value.to_bytes((value.bit_length() + 15) // 8, "big", signed=True))
     raise TypeError(f"{type(value).__name__} does not travel")
 
 
@@ -40,22 +43,9 @@ def _hook(code: int, data: bytes) -> Any:
     raise ValueError(f"unknown extension {code}")
 
 
-def _split(value: Any) -> Any:
-    """Integers beyond 64 bits, such as millions of dollars in pico-dollars, as an extension."""
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        return _msgpack().ExtType(_BIG, value.to_bytes((value.bit_length() + 15) // 8, "big", signed=True))
-    if isinstance(value, tuple | list):
-        return tuple(map(_split, value))
-    return value
-
-
 def pack(message: Any) -> bytes:
     """A message as bytes."""
-    msgpack = _msgpack()
-    try:
-        packed: bytes = msgpack.packb(message, default=_default)
-    except OverflowError:
-        packed = msgpack.packb(_split(message), default=_default)
+    packed: bytes = _msgpack().packb(message, default=_default)
     return packed
 
 
