@@ -131,9 +131,10 @@ class Decisions:
         wanted: list[str] = []
         keys: list[tuple[str, str]] = []
         target = getattr(command, "reservation", None) or getattr(command, "target", None)
-        if target is not None and target not in state.entries and type(command) is not Cancel:
+        if target is not None and target not in state.open and target not in state.ended and type(command) is not Cancel:
             wanted.append(target)
-        if command.id not in state.entries and command.id not in state.done and is_old(command.id, state.forgotten_until):
+        known = command.id in state.open or command.id in state.ended or command.id in state.done
+        if not known and is_old(command.id, state.forgotten_until):
             wanted.append(command.id)
         key = getattr(command, "key", None)
         if key is not None and (command.budget, key) not in state.keys:  # type: ignore[union-attr] # what has a key has a budget
@@ -217,7 +218,7 @@ class Decisions:
     # --- reserve ---------------------------------------------------------------------------------------------------------
 
     def _reserve(self, c: Reserve, ts: int, origin: str | None) -> Answer:
-        known = self.state.entries.get(c.id) or self._by_key(c.budget, c.key)
+        known = self.state.entry(c.id) or self._by_key(c.budget, c.key)
         if known is not None:
             return _granted(_same(known, c, c.id if known.id == c.id else c.key))
         node = self._node(c.budget)
@@ -242,7 +243,7 @@ class Decisions:
         return (c.id, event.seq, ts, expires, OPEN)
 
     def _by_key(self, budget: str, key: str | None) -> Entry | None:
-        return None if key is None else self.state.entries.get(self.state.keys.get((budget, key), ""))
+        return None if key is None else self.state.entry(self.state.keys.get((budget, key)))
 
     def could_fit_later(self, c: Reserve, ts: int) -> bool:
         """Whether a refused reserve may stand in line: holds that end, or a new window, could make room for it."""
@@ -314,7 +315,7 @@ class Decisions:
     # --- how a reservation ends --------------------------------------------------------------------------------------------
 
     def _entry(self, id: str) -> Entry:
-        entry = self.state.entries.get(id)
+        entry = self.state.entry(id)
         if entry is None:
             raise UnknownReservation(id)
         return entry
@@ -409,8 +410,8 @@ class Decisions:
         due, tick = self.state.due, ""
         while due and due[0][0] <= ts:
             expires, _, id = heappop(due)
-            entry = self.state.entries.get(id)
-            if entry is not None and entry.state == OPEN and entry.expires == expires:
+            entry = self.state.open.get(id)
+            if entry is not None and entry.expires == expires:
                 tick = tick or self.ids()
                 self._expire(entry, ts, tick, None, None)
                 due = self.state.due
@@ -429,7 +430,7 @@ class Decisions:
     # --- spend without a reservation, and corrections -------------------------------------------------------------------------
 
     def _record(self, c: Record, ts: int, origin: str | None) -> Answer:
-        known = self.state.entries.get(c.id) or self._by_key(c.budget, c.key)
+        known = self.state.entry(c.id) or self._by_key(c.budget, c.key)
         if known is not None:
             first = known.first
             same = known.state == RECORDED and known.node.name == c.budget
@@ -453,7 +454,7 @@ class Decisions:
             response_id=c.response_id, origin=origin, tags=c.tags, detail=detail,
         )  # fmt: skip
         self.freed = True  # a waiter may have to be told that it can never fit any more
-        return _counted(c.id, first_of(event), self._alerts(self.state.entries[c.id], ts))
+        return _counted(c.id, first_of(event), self._alerts(self._entry(c.id), ts))
 
     def _adjust(self, c: Adjust, ts: int, origin: str | None) -> Answer:
         entry = self._entry(c.target)
@@ -496,7 +497,7 @@ class Decisions:
     # --- reading ---------------------------------------------------------------------------------------------------------
 
     def _cancel(self, c: Cancel, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - the writer drops the waiter itself
-        entry = self.state.entries.get(c.target)
+        entry = self.state.entry(c.target)
         return (c.target, entry.state if entry else None)
 
     def _get_budget(self, c: GetBudget, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
@@ -525,7 +526,7 @@ class Decisions:
 
     def _get_head(self, c: GetHead, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
         state = self.state
-        return (state.ledger_id, state.seq, state.head, state.digest(), state.open_count, len(state.entries))
+        return (state.ledger_id, state.seq, state.head, state.digest(), state.open_count, len(state.open) + len(state.ended))
 
     def _emit(self, kind: str, ts: int, command: str, budget: str, **fields: Any) -> Event:
         draft = Event(self.state.seq + 1, ts, kind, command, budget, **fields)

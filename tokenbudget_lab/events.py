@@ -64,7 +64,7 @@ class Event(NamedTuple):
 
 
 FIELDS = Event._fields
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode  # an event holds no event
 _new = tuple.__new__
 
 

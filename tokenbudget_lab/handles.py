@@ -90,7 +90,7 @@ class Budget:
             Decimal('0.88')
         """
         given = (usd, tokens, requests, model, input_tokens, max_output_tokens)
-        return Reserving(self._ledger, self._reserve, (given, timeout, wait, key, tags, if_lost))
+        return Reserving(self, (given, timeout, wait, key, tags, if_lost))
 
     def reserve_sync(self, **what: Any) -> Reservation:
         """Ask for a reservation now and block until it is granted or refused; takes what `reserve` takes.
@@ -99,7 +99,7 @@ class Budget:
         """
         return self.reserve(**what).ask()
 
-    def _reserve(
+    def command(
         self,
         given: tuple[Any, ...],
         timeout: float | timedelta | None,
@@ -108,9 +108,10 @@ class Budget:
         tags: Mapping[str, str] | None,
         if_lost: str | None,
     ) -> Reserve:
+        """What `reserve` asks, once it is entered; its first argument are the six amounts."""
         self._ledger.raise_unread(self)
         usd, tokens, requests, model, input_tokens, max_output_tokens = given
-        if all(v is None for v in given):
+        if usd is None and tokens is None and requests is None and model is None and input_tokens is max_output_tokens is None:
             raise InvalidValue(
                 "reserve", "holds nothing: give usd=…, tokens=…, or model= with input_tokens= and max_output_tokens="
             )

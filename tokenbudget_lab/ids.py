@@ -10,7 +10,8 @@ import os
 import time
 from collections.abc import Callable
 
-_BLOCK = 16 * 256
+_RANDOM = 19  # hex digits in an id, of which one gives two bits
+_BLOCK = 256 * _RANDOM // 2
 
 
 def uuid7_source(clock_ns: Callable[[], int] = time.time_ns) -> Callable[[], str]:
@@ -26,7 +27,9 @@ def uuid7_source(clock_ns: Callable[[], int] = time.time_ns) -> Callable[[], str
 
     def refill() -> str:
         text = os.urandom(_BLOCK).hex()
-        pool.extend(text[i : i + 18] for i in range(0, len(text) - 18, 18))
+        noises = (text[i : i + _RANDOM] for i in range(0, len(text), _RANDOM))
+        # The variant's two bits are 10, so the first of its four hex digits is one of 8, 9, a, b.
+        pool.extend(f"7{n[:3]}-{'89ab'[int(n[3], 16) & 3]}{n[4:7]}-{n[7:]}" for n in noises)
         return pool.pop()
 
     def new_id() -> str:
@@ -34,9 +37,8 @@ def uuid7_source(clock_ns: Callable[[], int] = time.time_ns) -> Callable[[], str
             noise = pool.pop()
         except IndexError:
             noise = refill()
-        ms = f"{clock_ns() // 1_000_000:012x}"
-        # The variant's two bits are 10, so the first of its four hex digits is one of 8, 9, a, b.
-        return f"{ms[:8]}-{ms[8:]}-7{noise[:3]}-{'89ab'[int(noise[3], 16) & 3]}{noise[4:7]}-{noise[6:18]}"
+        ms = clock_ns() // 1_000_000
+        return f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-{noise}"
 
     os.register_at_fork(after_in_child=pool.clear) if hasattr(os, "register_at_fork") else None
     return new_id

@@ -23,7 +23,7 @@ from .handles import Budget
 from .ids import new_id
 from .limits import Limit, budget_name, caps_of, instant, path_of, zone
 from .origin import origin
-from .reservation import Receipt, Reservation
+from .reservation import Receipt, Reservation, Reserving
 from .state import State
 from .store import Store
 from .usage import Money, Usage, pico_of_cost, usd_of
@@ -133,7 +133,7 @@ class Ledger:
         self.unread: list[Receipt] = []
         self._direct = DirectBox(self.desk.origin)
         self._loops: dict[int, LoopBox] = {}
-        self._held: dict[str, tuple[int, Reservation]] = {}  # by id: the thread that asked
+        self._held: dict[str, Reservation] = {}  # by id, while they are open as far as this process knows
         self._alarms: list[Callable[[Alert], None]] = []
         self._closed = False
 
@@ -254,8 +254,9 @@ class Ledger:
             raise self._why(command, error) from None
         return Reservation(self, command, answer)
 
-    async def reserve_async(self, command: Reserve) -> Reservation:
+    async def reserve_async(self, reserving: Reserving) -> Reservation:
         """Ask for a reservation and await the answer."""
+        command = reserving.command()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         ticket = Ticket(command, self._box(loop), future)
@@ -266,7 +267,8 @@ class Ledger:
             ticket.abandon()
             raise
         if ticket.error is None:
-            return Reservation(self, command, ticket.answer)
+            held = reserving.held = Reservation(self, command, ticket.answer)
+            return held
         if isinstance(ticket.error, PriceUnknown):
             raise self._why(command, ticket.error) from None
         raise ticket.error
@@ -282,7 +284,8 @@ class Ledger:
 
     def hold(self, reservation: Reservation) -> None:
         """Remember that this thread holds it."""
-        self._held[reservation.id] = (threading.get_ident(), reservation)
+        reservation.thread = threading.get_ident()
+        self._held[reservation.id] = reservation
 
     def let_go(self, reservation: Reservation) -> None:
         """It has ended."""
@@ -291,10 +294,10 @@ class Ledger:
     def _own_hold(self, command: Reserve) -> Reservation | None:
         """A reservation of this thread (or of the loop that runs in it) that counts under a limit of the one asked for."""
         me, now, path = threading.get_ident(), instant(self._clock_ns() // 1000), set(path_of(command.budget))
-        for owner, held in list(self._held.values()):
+        for held in list(self._held.values()):
             if held.expires is not None and held.expires < now:
                 self.let_go(held)
-            elif owner == me and path.intersection(path_of(held.budget)):
+            elif held.thread == me and path.intersection(path_of(held.budget)):
                 return held
         return None
 

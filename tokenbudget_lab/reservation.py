@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Coroutine, Generator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -25,6 +25,7 @@ from .usage import Money, Usage, pico_of, tokens_of, usd_of
 from .writer import Ticket
 
 if TYPE_CHECKING:
+    from .handles import Budget
     from .ledger import Ledger
 
 log = logging.getLogger("tokenbudget_lab")
@@ -124,7 +125,7 @@ class Receipt:
         return Counted(answer[0], answer[1], instant(answer[2]), usd, *answer[4:9])
 
     def belongs_to(self, handle: object) -> bool:
-        """Whether that handle made it."""
+        """Whether that handle made it: a budget, or a reservation's id."""
         return self._handle is handle
 
     def __repr__(self) -> str:
@@ -139,23 +140,45 @@ class Reservation:
     Attributes:
         id: a UUID version 7.
         budget: the name of its budget.
-        usd, tokens, requests: what is held.
-        expires: when it ends by itself (UTC).
+        tokens, requests: what is held, beside `usd`.
     """
 
-    __slots__ = ("_ended", "_ledger", "_receipts", "_state", "budget", "expires", "id", "model", "requests", "tokens", "usd")
+    __slots__ = (
+        "_ended",
+        "_expires_us",
+        "_ledger",
+        "_pico",
+        "_receipt",
+        "_state",
+        "budget",
+        "id",
+        "model",
+        "requests",
+        "thread",
+        "tokens",
+    )
 
     def __init__(self, ledger: Ledger, command: Reserve, answer: tuple[Any, ...]) -> None:
         self._ledger, self._ended = ledger, False
-        self._receipts: list[Receipt] = []
+        self._receipt: Receipt | None = None  # of what was handed in last
+        self.thread = 0  # that asked for it, while it is held
         self.id: str = answer[0]
         self.budget, self.model = command.budget, command.model
-        self.usd = None if command.usd is None else usd_of(command.usd)
-        self.tokens, self.requests = command.tokens, command.requests
-        self.expires = None if answer[3] is None else instant(answer[3])
+        self._pico, self.tokens, self.requests = command.usd, command.tokens, command.requests
+        self._expires_us: int | None = answer[3]
         self._state: str = answer[4]
         if self._state == "open":
             ledger.hold(self)
+
+    @property
+    def usd(self) -> Decimal | None:
+        """US dollars held; `None` where none are."""
+        return None if self._pico is None else usd_of(self._pico)
+
+    @property
+    def expires(self) -> datetime | None:
+        """When it ends by itself (UTC)."""
+        return None if self._expires_us is None else instant(self._expires_us)
 
     def commit(
         self,
@@ -183,7 +206,7 @@ class Reservation:
         Raises:
             InvalidValue: nothing was given, or not in 0 ….
         """
-        self._ledger.raise_unread(self)
+        self._ledger.raise_unread(self.id)
         if usage is None and usd is None and tokens is None and requests is None:
             raise InvalidValue("commit", "needs what the call used: reply.usage, a tbl.Usage, usd=… or tokens=…")
         used = Usage.of(usage) if usage is not None else None
@@ -202,7 +225,7 @@ class Reservation:
 
     def rollback(self) -> Receipt:
         """Give everything back: the call was never sent, or the provider refused it."""
-        self._ledger.raise_unread(self)
+        self._ledger.raise_unread(self.id)
         return self._submit(Rollback(self._ledger.new_id(), self.id))
 
     def lose(self) -> Receipt:
@@ -210,8 +233,7 @@ class Reservation:
         return self._submit(Lose(self._ledger.new_id(), self.id))
 
     def _submit(self, command: Command) -> Receipt:
-        receipt = self._ledger.submit(command, self)
-        self._receipts.append(receipt)
+        receipt = self._receipt = self._ledger.submit(command, self.id)
         self._ended = True
         self._ledger.let_go(self)
         return receipt
@@ -234,7 +256,7 @@ class Reservation:
 
     def extended(self, answer: tuple[Any, ...]) -> datetime | None:
         """Take over the new expiry."""
-        self.expires = None if answer[3] is None else instant(answer[3])
+        self._expires_us = answer[3]
         return self.expires
 
     @property
@@ -247,7 +269,7 @@ class Reservation:
         """What leaving the block does: nothing after commit or rollback, else a loss (error) or a rollback."""
         if not self._ended and self._state == "open":
             return self.lose() if error is not None else self.rollback()
-        return self._receipts[-1] if self._receipts else None
+        return self._receipt
 
     def __repr__(self) -> str:
         held = ", ".join(
@@ -275,37 +297,33 @@ class Extending:
 class Reserving:
     """A reservation that was not asked for yet: enter it (`with`, `async with`) or await it."""
 
-    __slots__ = ("_arguments", "_asked", "_held", "_ledger", "_make")
+    __slots__ = ("_arguments", "_asked", "_budget", "held")
 
-    def __init__(self, ledger: Ledger, make: Callable[..., Reserve], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, budget: Budget, arguments: tuple[Any, ...]) -> None:
         self._asked = False
-        self._ledger, self._make, self._arguments = ledger, make, arguments
-        self._held: Reservation | None = None
+        self._budget, self._arguments = budget, arguments
+        self.held: Reservation | None = None
 
-    def _command(self) -> Reserve:
+    def command(self) -> Reserve:
+        """What is asked; once."""
         if self._asked:
             raise NotEntered("this reserve(...) was entered before; make a new one for a new call")
         self._asked = True
-        return self._make(*self._arguments)
+        return self._budget.command(*self._arguments)
 
     def ask(self) -> Reservation:
         """Ask now and block until it is granted or refused."""
-        self._held = self._ledger.reserve(self._command())
-        return self._held
-
-    async def _ask(self) -> Reservation:
-        self._held = await self._ledger.reserve_async(self._command())
-        return self._held
+        self.held = self._budget.ledger.reserve(self.command())
+        return self.held
 
     def __await__(self) -> Generator[Any, None, Reservation]:
-        return self._ask().__await__()
+        return self.__aenter__().__await__()
 
     def __enter__(self) -> Reservation:
         return self.ask()
 
-    async def __aenter__(self) -> Reservation:
-        held = self._held = await self._ledger.reserve_async(self._command())
-        return held
+    def __aenter__(self) -> Coroutine[Any, Any, Reservation]:
+        return self._budget.ledger.reserve_async(self)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         receipt = self._leave(error)
@@ -326,7 +344,7 @@ class Reserving:
                 _beside(failed, error)
 
     def _leave(self, error: BaseException | None) -> Receipt | None:
-        held = self._held
+        held = self.held
         if held is None:
             return None
         try:

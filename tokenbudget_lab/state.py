@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from hashlib import sha256
 from heapq import heapify, heappush
+from typing import Any
 
 from .accounts import Node, Totals
 from .errors import LedgerCorrupt
@@ -33,6 +34,9 @@ Three = tuple[int | None, int | None, int | None]  # usd, tokens, requests
 First = tuple[int, int, int | None, int | None, int | None, str | None, str | None]  # seq, ts, three amounts, basis, detail
 
 
+Packed = tuple[Any, ...]  # an entry as plain values, which Python's collector does not look at
+
+
 NOTHING: Three = (None, None, None)
 
 
@@ -45,7 +49,6 @@ class Entry:
     """One reservation or record, from its hold to what it was counted as."""
 
     __slots__ = (
-        "ended_by",
         "expires",
         "first",
         "held",
@@ -60,7 +63,6 @@ class Entry:
         "seq",
         "slots",
         "state",
-        "tags",
         "ts",
         "unpriced_count",
         "used",
@@ -70,7 +72,7 @@ class Entry:
     def __init__(self, event: Event, node: Node, slots: tuple[Totals, ...]) -> None:
         self.id: str = event.reservation or ""
         self.node, self.slots, self.windows = node, slots, event.windows
-        self.seq, self.ts, self.key, self.tags = event.seq, event.ts, event.key, event.tags
+        self.seq, self.ts, self.key = event.seq, event.ts, event.key
         self.provider, self.model = event.provider, event.model
         self.expires = event.expires
         # Plain tuples of numbers: Python's collector stops looking at them, and a ledger keeps very many.
@@ -82,7 +84,26 @@ class Entry:
         self.unpriced_count = 0  # how many of these charges have no cost
         self.first: First | None = None  # of the event that ended it, or recorded it
         self.parts: dict[str, First] | None = None
-        self.ended_by: str | None = None  # id of the command that ended it
+
+    def packed(self) -> Packed:
+        """Itself as plain values, its budget and key first: an ended entry is kept like that."""
+        parts = None if self.parts is None else tuple(self.parts.items())
+        return (
+            self.node.name, self.key, self.id, self.seq, self.ts, self.windows, self.provider, self.model, self.expires,
+            self.held, self.rest, self.if_lost, self.state, self.used, self.unpriced_count, self.first, parts,
+        )  # fmt: skip
+
+    @classmethod
+    def unpacked(cls, packed: Packed, nodes: dict[str, Node]) -> Entry:
+        """The entry again, as it was."""
+        entry = cls.__new__(cls)
+        (
+            name, entry.key, entry.id, entry.seq, entry.ts, entry.windows, entry.provider, entry.model, entry.expires,
+            entry.held, entry.rest, entry.if_lost, entry.state, entry.used, entry.unpriced_count, entry.first, parts,
+        ) = packed  # fmt: skip
+        entry.node, entry.parts = nodes[name], None if parts is None else dict(parts)
+        entry.slots = entry.node.slots(entry.windows)
+        return entry
 
     def counts(self, *charges: Three) -> None:
         """What is counted for it from now on, instead of what was."""
@@ -126,7 +147,8 @@ class State:
         self.seq, self.ts, self.head = 0, 0, GENESIS
         self.ledger_id: str | None = None
         self.nodes: dict[str, Node] = {}
-        self.entries: dict[str, Entry] = {}
+        self.open: dict[str, Entry] = {}
+        self.ended: dict[str, Packed] = {}  # reservations and records that ended, for as long as they are remembered
         self.keys: dict[tuple[str, str], str] = {}
         self.done: dict[str, Event] = {}  # commands that ended nothing: limits, extensions, adjustments
         self.due: list[tuple[int, int, str]] = []  # a heap of expiries, in order of `seq`; ended ones are skipped when met
@@ -149,6 +171,14 @@ class State:
             "refused": self._noted,
             "alerted": self._alerted,
         }
+
+    def entry(self, id: str | None) -> Entry | None:
+        """A reservation or record that is open or remembered; of one that ended, a copy."""
+        entry = self.open.get(id or "")
+        if entry is None:
+            packed = self.ended.get(id or "")
+            return None if packed is None else Entry.unpacked(packed, self.nodes)
+        return entry
 
     def apply(self, event: Event) -> None:
         """Take one event.
@@ -213,9 +243,7 @@ class State:
         if event.expires is not None:
             heappush(self.due, (event.expires, event.seq, entry.id))
             if len(self.due) > 2 * self.open_count + 10_000:
-                self.due = [
-                    (e.expires, e.seq, e.id) for e in self.entries.values() if e.state == OPEN and e.expires is not None
-                ]
+                self.due = [(e.expires, e.seq, e.id) for e in self.open.values() if e.expires is not None]
                 heapify(self.due)
 
     def _extended(self, event: Event) -> None:
@@ -226,7 +254,7 @@ class State:
         self._remember(event.ts, event.command)
 
     def _committed(self, event: Event) -> None:
-        entry = self.entries.get(event.reservation or "")
+        entry = self.entry(event.reservation)
         if entry is None:
             self._charge_forgotten(event)
             return
@@ -260,7 +288,7 @@ class State:
         self._end(self._enter(event), RECORDED, event)
 
     def _adjusted(self, event: Event) -> None:
-        entry = self.entries.get(event.reservation or "")
+        entry = self.entry(event.reservation)
         if entry is None:
             self._charge_forgotten(event)
         elif entry.used is None:
@@ -268,25 +296,26 @@ class State:
         else:
             used, unpriced = entry.used, entry.unpriced_count
             entry.counts(_charge(event))
+            self.ended[entry.id] = entry.packed()
             self._recount(entry.slots, used, entry.used, entry.unpriced_count - unpriced)
         self.done[event.command] = event
         self._remember(event.ts, event.command)
 
     def _enter(self, event: Event) -> Entry:
         node = self.nodes[event.budget]
-        if event.reservation in self.entries:
+        if event.reservation in self.open or event.reservation in self.ended:
             raise LedgerCorrupt(event.seq, f"enters {event.reservation} a second time")
         entry = Entry(event, node, node.slots(event.windows))
-        self.entries[entry.id] = entry
+        self.open[entry.id] = entry
         if event.key is not None:
             self.keys[event.budget, event.key] = entry.id
         return entry
 
     def _open(self, event: Event) -> Entry:
-        entry = self.entries[event.reservation or ""]
-        if entry.state != OPEN:
-            raise LedgerCorrupt(event.seq, f"{event.kind}, but the reservation is {entry.state}")
-        return entry
+        id = event.reservation or ""
+        if id in self.ended:
+            raise LedgerCorrupt(event.seq, f"{event.kind}, but the reservation has ended")
+        return self.open[id]
 
     def _release(self, entry: Entry) -> None:
         usd, tokens, requests = entry.rest
@@ -322,13 +351,15 @@ class State:
         used, unpriced = entry.used or NOTHING, entry.unpriced_count
         self._mark(entry, state, event)
         self._recount(entry.slots, used, entry.used or NOTHING, entry.unpriced_count - unpriced)
+        self.open.pop(entry.id, None)
+        self.ended[entry.id] = entry.packed()
         self._remember(event.ts, entry.id)
 
     # --- what an entry remembers: the part of the fold that `recall` repeats ------------------------------------------------
 
     @staticmethod
     def _mark(entry: Entry, state: str, event: Event) -> None:
-        entry.state, entry.first, entry.ended_by = state, first_of(event), event.command
+        entry.state, entry.first = state, first_of(event)
         charges = [part[2:5] for part in entry.parts.values()] if entry.parts else []
         if state in (COMMITTED, RECORDED):
             charges.append(_charge(event))
@@ -357,11 +388,9 @@ class State:
         while self._ended and (self._ended[0][0] < ts - REMEMBER_US or len(self._ended) > REMEMBER_COUNT):
             old, gone = self._ended.popleft()
             self.done.pop(gone, None)
-            entry = self.entries.get(gone)
-            if entry is not None and entry.state != OPEN:
-                del self.entries[gone]
-                if entry.key is not None:
-                    self.keys.pop((entry.node.name, entry.key), None)
+            packed = self.ended.pop(gone, None)
+            if packed is not None and packed[1] is not None:
+                self.keys.pop(packed[:2], None)
             self.forgotten_until = max(self.forgotten_until, old)
 
     def recall(self, events: Iterable[Event]) -> None:
@@ -375,11 +404,15 @@ class State:
             if event.kind in ("budget_set", "extended", "adjusted") and event.command not in self.done:
                 self.done[event.command] = event
                 self._ended.append((self.ts, event.command))
-            if event.kind in ("reserved", "recorded") and event.reservation not in self.entries:
+            if event.kind in ("reserved", "recorded") and self.entry(event.reservation) is None:
                 recalled[event.reservation] = self._enter(event)
                 self._ended.append((self.ts, event.reservation or ""))
             if event.reservation in recalled:
                 self._retrace(recalled[event.reservation], event)
+        for entry in recalled.values():
+            if entry.state != OPEN:
+                self.ended[entry.id] = entry.packed()
+                del self.open[entry.id]
 
     def _retrace(self, entry: Entry, event: Event) -> None:
         if event.kind == "committed":

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .errors import InvalidType, InvalidValue, told
@@ -176,6 +177,13 @@ def pico_of(argument: str, value: Any) -> int:
         >>> pico_of("usd", "0.05"), pico_of("usd", 0.1), pico_of("usd", 5)
         (50000000000, 100000000000, 5000000000000)
     """
+    if type(value) is str or type(value) is float:  # the same few amounts again and again
+        return _pico_of(argument, value)
+    return _pico_of.__wrapped__(argument, value)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _pico_of(argument: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         if hasattr(type(value), "__index__") and not isinstance(value, bool):
             value = operator.index(value)

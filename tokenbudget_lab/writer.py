@@ -43,8 +43,9 @@ class Ticket:
 
     def settle(self) -> None:
         """The answer is there: wake whoever waits, or give back what nobody waits for any more."""
-        if self.receipt is not None:
-            self.receipt.settled()
+        receipt, self.receipt = self.receipt, None  # it knows this ticket: no circle is left for the collector
+        if receipt is not None:
+            receipt.settled()
         self.settled = True
         if self.wakers is not None:
             self._call_wakers()
@@ -369,8 +370,7 @@ class Writer:
 
     def _until_alarm_s(self) -> float | None:
         due = self.decisions.state.due
-        entries = self.decisions.state.entries
-        while due and (due[0][2] not in entries or entries[due[0][2]].state != "open"):
+        while due and due[0][2] not in self.decisions.state.open:
             heapq.heappop(due)
         alarms = [due[0][0]] if due else []
         alarms += self._alarms[:1]
