@@ -49,7 +49,8 @@ def to_row(e: Event) -> tuple[Any, ...]:
         *e[11:19],
         None if e[19] is None else timestamp(e[19]),
         *e[20:24],
-        dict(e[24]) if e[24] else None,
+        # A dict whose keys are `key` and `value` is read as lists of both, whatever it was meant to be.
+        dict(zip(("key", "value"), map(list, zip(*e[24], strict=True)), strict=True)) if e[24] else None,
         e[25], e[26],
     )  # fmt: skip
 

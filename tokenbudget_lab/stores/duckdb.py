@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 MIGRATIONS: dict[int, str] = {}
 _SELECT = ", ".join(COLUMNS)
 _FETCH = 20_000
-# A dict as a parameter is taken for a STRUCT, and ends in an internal error where its keys are `key` and `value`.
-_INSERT = f"insert into events values ({', '.join('map(?::varchar[], ?::varchar[])' if c == 'tags' else '?' for c in COLUMNS)})"  # noqa: S608 - question marks
-_TAGS = COLUMNS.index("tags")
+_INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - question marks
 MANY = 150  # from here on an Arrow batch is cheaper than the appender, and leaves the interpreter free while it is written
 
 _open_stores: weakref.WeakSet[DuckDBStore] = weakref.WeakSet()
@@ -193,10 +191,7 @@ class DuckDBStore:
             raise LedgerForked(self._pid)
         try:
             if len(events) == 1:  # parsed once: the appender is planned anew each time, and takes a third longer
-                row = to_row(events[0])
-                tags = row[_TAGS] or {}
-                lists = (list(tags), list(tags.values())) if tags else (None, None)
-                self._con.execute(self._insert, [*row[:_TAGS], *lists, *row[_TAGS + 1 :]])
+                self._con.execute(self._insert, to_row(events[0]))
             elif len(events) < MANY:
                 self._appender.append_rows([to_row(event) for event in events])
                 self._appender.flush()
