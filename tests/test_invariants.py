@@ -502,7 +502,7 @@ class FailingStore:
         self.inner, self.where = inner, inner.where
         self.plan: str | None = None
         self.fired: str | None = None
-        self.shut = self.blind = False
+        self.shut, self.blind = False, 0  # how often it does not read
         self.last_ts = 0
         self.commands: set[str] = set()  # that something was kept of, refusals aside
         self.latest: set[str] = set()  # those of the latest append
@@ -528,7 +528,7 @@ class FailingStore:
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         if self.blind:
-            self.blind = False
+            self.blind -= 1
             raise OSError("the disk does not read")
         return self.inner.find(ids, keys)
 
@@ -997,8 +997,11 @@ def test_a_late_commit_that_was_kept_is_acknowledged_though_its_append_failed(
     assert (receipt.tokens, receipt.late) == (200, True)
 
 
-def test_what_could_not_be_looked_up_gets_a_named_error(opened: tuple[Ledger, FailingStore], clock: Clock) -> None:
-    """And the next time its first answer.
+@pytest.mark.parametrize("blind", [1, 2])
+def test_what_could_not_be_looked_up_gets_its_first_answer_or_a_named_error(
+    opened: tuple[Ledger, FailingStore], clock: Clock, blind: int
+) -> None:
+    """It is looked up once more; if that fails too, it can be asked again.
 
     record    100 tokens
     …         two hours pass, another record
@@ -1010,10 +1013,34 @@ def test_what_could_not_be_looked_up_gets_a_named_error(opened: tuple[Ledger, Fa
     first = ledger.ask(command)
     clock.advance(7200)
     ledger.ask(command._replace(id=ledger.new_id()))
-    store.blind = True
-    with pytest.raises(StoreFailed):
-        ledger.ask(command)
+    store.blind = blind
+    if blind > 1:
+        with pytest.raises(StoreFailed):
+            ledger.ask(command)
     assert ledger.ask(command) == first
+
+
+def test_a_repeat_in_a_lost_batch_tells_nothing_of_what_was_lost_with_it(opened: tuple[Ledger, FailingStore]) -> None:
+    """The commit is not kept, so the reservation is open.
+
+    reserve   100
+    commit    100, and the reserve once more in the same batch, which is lost
+    """
+    ledger, store = opened
+    ledger.budget("lab", tokens=1000)
+    reserve = ask.Reserve(ledger.new_id(), "lab", None, 100, 1, 60_000_000, "release")
+    first = ledger.ask(reserve)
+    commit = ask.Commit(ledger.new_id(), reserve.id, None, 100, 1, "measured")
+    gate, box = Gate(), DirectBox(None)
+    ledger.desk.submit(Ticket(ask.GetHead(ledger.new_id()), gate))
+    assert gate.reached.wait(SOON_S)
+    store.plan = "lost"
+    lost, again = Ticket(commit, box), Ticket(reserve, box)
+    ledger.desk.submit(lost)
+    ledger.desk.submit(again)
+    gate.open.set()
+    assert again.wait(SOON_S)
+    assert (type(lost.error), again.outcome()) == (StoreFailed, first)
 
 
 # --- money ------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock, Log, in_line
-from tokenbudget_lab.writer import Ticket
+from tokenbudget_lab.commands import Cancel, Reserve
+from tokenbudget_lab.writer import DirectBox, Ticket
 
 GRACE_S = 20.0
 
@@ -72,6 +73,47 @@ def test_waiters_hold_nothing_and_are_granted_in_order_of_arrival(ledger: tbl.Le
 
     asyncio.run(story())
     assert [e.key for e in log.events if e.kind == "reserved"] == [None, None, "c", "d"]
+
+
+def test_a_waiting_reserve_that_is_sent_again_is_answered_twice_the_same(ledger: tbl.Ledger, log: Log) -> None:
+    """It keeps its place in the line and is granted once.
+
+    limit     1000 tokens
+    reserve   a  1000
+    reserve   b  400  waits; the same command is sent again, and waits
+    rollback  a
+    """
+    lab = ledger.budget("lab", tokens=1000)
+    held = lab.reserve_sync(tokens=1000)
+    command = Reserve(ledger.new_id(), "lab", None, 400, 1, 60_000_000, "release", wait=60_000_000)
+    sent = [Ticket(command, DirectBox(None)) for _ in range(2)]
+    for ticket in sent:
+        ledger.desk.submit(ticket)
+    held.rollback().result()
+    assert all(ticket.wait(GRACE_S) for ticket in sent)
+    assert sent[0].outcome() == sent[1].outcome()
+    assert log.kinds.count("reserved") == 2
+
+
+def test_one_client_that_leaves_the_line_takes_nobody_elses_place(ledger: tbl.Ledger, clock: Clock) -> None:
+    """And is told that it was not granted.
+
+    limit     1000 tokens
+    reserve   a  1000
+    reserve   b  400  waits for two clients; one cancels
+    rollback  a
+    """
+    lab = ledger.budget("lab", tokens=1000)
+    held = lab.reserve_sync(tokens=1000)
+    command = Reserve(ledger.new_id(), "lab", None, 400, 1, 60_000_000, "release", wait=60_000_000)
+    leaves, stays = Ticket(command, DirectBox(None)), Ticket(command, DirectBox(None))
+    ledger.desk.submit(leaves)
+    ledger.desk.submit(stays)
+    ledger.desk.submit(Ticket(Cancel(ledger.new_id(), command.id), leaves.box))
+    held.rollback().result()
+    assert all(ticket.wait(GRACE_S) for ticket in (leaves, stays))
+    assert isinstance(leaves.error, tbl.BudgetExceeded)
+    assert stays.outcome()[0] == command.id
 
 
 def test_large_requests_get_no_promise(ledger: tbl.Ledger) -> None:

@@ -57,6 +57,9 @@ from .state import COMMITTED, COUNTED, NOTHING, OPEN, RECORDED, ROLLED_BACK, Ent
 from .usage import usd_of
 
 Answer = tuple[Any, ...]
+# What each command that ends something is called on its event, and which others are remembered by their ids.
+_ENDS: dict[type, str] = {Commit: "committed", Rollback: "rolled_back", Lose: "expired", CloseBudget: "closed"}
+_KEEPS: dict[type, str] = {SetBudget: "budget_set", SetLimit: "budget_set", Extend: "extended", Adjust: "adjusted"}
 MINUTE_US = 60_000_000
 _SKEW_US = 2_000_000  # ids are made by clients on this machine, a moment before the writer's clock is read
 
@@ -121,7 +124,23 @@ class Decisions:
         ts = max(ts, self.state.ts)
         if self.state.due and self.state.due[0][0] <= ts:
             self.expire(ts)
+        self._must_be_its_own(command)
         return self._decide[type(command)](command, ts, origin)
+
+    def _must_be_its_own(self, command: Command) -> None:
+        """An id that came with another command before is no repeat."""
+        id, kind = command.id, type(command)
+        state = self.state
+        if id in state.ends:
+            what, subject, part = state.ends[id]
+            now = (_ENDS.get(kind), getattr(command, "reservation", None) or getattr(command, "budget", None))
+            if now != (what if part is None else "committed", subject) or getattr(command, "part", None) != part:
+                raise IdConflict(id, f"first {what} of {subject}")
+        elif id in state.done:
+            if _KEEPS.get(kind) != state.done[id].kind:
+                raise IdConflict(id, f"first {state.done[id].kind}, event {state.done[id].seq}")
+        elif (id in state.ended or id in state.open) and kind not in (Reserve, Record):
+            raise IdConflict(id, "first a reservation or record")
 
     def unknown_ids(self, command: Command) -> tuple[list[str], list[tuple[str, str]]]:
         """Ids and keys that a decision needs and that only the store may still know."""
@@ -133,7 +152,7 @@ class Decisions:
         target = getattr(command, "reservation", None) or getattr(command, "target", None)
         if target is not None and target not in state.open and target not in state.ended and type(command) is not Cancel:
             wanted.append(target)
-        known = command.id in state.open or command.id in state.ended or command.id in state.done
+        known = command.id in state.open or command.id in state.ended or command.id in state.done or command.id in state.ends
         if not known and is_old(command.id, state.forgotten_until):
             wanted.append(command.id)
         key = getattr(command, "key", None)

@@ -19,7 +19,7 @@ from .events import GENESIS, Event, from_detail
 from .limits import Cap
 
 REMEMBER_US = 3_600 * 1_000_000
-REMEMBER_COUNT = 200_000  # about 100 MB
+REMEMBER_COUNT = 400_000  # of ids: a reservation has one, and what ended it another; about 100 MB
 OPEN, COMMITTED, ROLLED_BACK, RELEASED, COUNTED, RECORDED = (
     "open",
     "committed",
@@ -34,10 +34,12 @@ Three = tuple[int | None, int | None, int | None]  # usd, tokens, requests
 First = tuple[int, int, int | None, int | None, int | None, str | None, str | None]  # seq, ts, three amounts, basis, detail
 
 
+End = tuple[str, str, str | None]  # kind, of which reservation or budget, of which part of it
 Packed = tuple[Any, ...]  # an entry as plain values, which Python's collector does not look at
 
 
 NOTHING: Three = (None, None, None)
+_ENDING = ("committed", "part_committed", "rolled_back", "expired", "closed")
 
 
 def first_of(event: Event) -> First:
@@ -126,6 +128,11 @@ class Entry:
         return (*beside, self.unpriced_count - sum(part[0] is None for part in parts))
 
 
+def end_of(event: Event) -> End:
+    """What a command ended."""
+    return (event.kind, event.reservation or event.budget, event.key)
+
+
 def _sum(a: Three, b: Three) -> Three:
     usd, tokens, requests = (y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True))
     return (usd, tokens, requests)
@@ -151,6 +158,7 @@ class State:
         self.ended: dict[str, Packed] = {}  # reservations and records that ended, for as long as they are remembered
         self.keys: dict[tuple[str, str], str] = {}
         self.done: dict[str, Event] = {}  # commands that ended nothing: limits, extensions, adjustments
+        self.ends: dict[str, End] = {}  # commands that ended something: a reservation, a part of it, a budget
         self.due: list[tuple[int, int, str]] = []  # a heap of expiries, in order of `seq`; ended ones are skipped when met
         self.open_count = 0
         self.forgotten_until = 0  # what ended before this instant may have been forgotten
@@ -218,6 +226,8 @@ class State:
 
     def _closed(self, event: Event) -> None:
         self.nodes[event.budget].closed = True
+        self.ends[event.command] = end_of(event)
+        self._remember(event.ts, event.command)
 
     def _noted(self, event: Event) -> None:
         self.nodes[event.budget]  # a refusal changes nothing, but it names a budget that exists
@@ -273,6 +283,8 @@ class State:
             t.reserved_tokens -= (rest[1] or 0) - (entry.rest[1] or 0)
             t.reserved_requests -= (rest[2] or 0) - (entry.rest[2] or 0)
         self._recount(entry.slots, used, entry.used or NOTHING, entry.unpriced_count - unpriced)
+        self.ends[event.command] = end_of(event)
+        self._remember(event.ts, event.command)
 
     def _rolled_back(self, event: Event) -> None:
         entry = self._open(event)
@@ -354,6 +366,9 @@ class State:
         self.open.pop(entry.id, None)
         self.ended[entry.id] = entry.packed()
         self._remember(event.ts, entry.id)
+        if state != RECORDED:
+            self.ends[event.command] = end_of(event)
+            self._remember(event.ts, event.command)
 
     # --- what an entry remembers: the part of the fold that `recall` repeats ------------------------------------------------
 
@@ -388,6 +403,7 @@ class State:
         while self._ended and (self._ended[0][0] < ts - REMEMBER_US or len(self._ended) > REMEMBER_COUNT):
             old, gone = self._ended.popleft()
             self.done.pop(gone, None)
+            self.ends.pop(gone, None)
             packed = self.ended.pop(gone, None)
             if packed is not None and packed[1] is not None:
                 self.keys.pop(packed[:2], None)
@@ -403,6 +419,9 @@ class State:
         for event in events:
             if event.kind in ("budget_set", "extended", "adjusted") and event.command not in self.done:
                 self.done[event.command] = event
+                self._ended.append((self.ts, event.command))
+            if event.kind in _ENDING and event.command not in self.ends:
+                self.ends[event.command] = end_of(event)
                 self._ended.append((self.ts, event.command))
             if event.kind in ("reserved", "recorded") and self.entry(event.reservation) is None:
                 recalled[event.reservation] = self._enter(event)

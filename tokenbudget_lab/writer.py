@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
 
@@ -107,6 +108,16 @@ class Ticket:
         if self.error is not None:
             raise self.error
         return self.answer
+
+
+@dataclass(slots=True)
+class Waiter:
+    """A reserve that stands in line, with everybody who sent it."""
+
+    command: Reserve
+    tickets: list[Ticket]
+    deadline: int
+    error: BudgetExceeded
 
 
 class Settled(Protocol):
@@ -251,7 +262,7 @@ class Writer:
         self._idle, self._wake = False, threading.Event()
         self._closing = self._forked = self._gone = False
         self._pid = os.getpid()
-        self._waiters: dict[str, tuple[Ticket, int, BudgetExceeded]] = {}  # by command id, in order of arrival
+        self._waiters: dict[str, Waiter] = {}  # by command id, in order of arrival
         self._alarms: list[int] = []  # a heap of instants at which waiters must be looked at
         self._failed_start: BaseException | None = None
         self._ready, self._ended = threading.Event(), threading.Event()
@@ -390,6 +401,8 @@ class Writer:
             for ticket in batch:
                 if self._waiters and type(ticket.command) is Reserve:
                     answered += self._admit_waiters(ts)  # who stands in line comes before who comes now
+                if type(ticket.command) is Cancel:
+                    answered += self._leave_line(ticket)
                 if self._answer(ticket, ts):
                     answered.append(ticket)
             answered += self._admit_waiters(ts)
@@ -398,14 +411,12 @@ class Writer:
             if events:
                 self.store.append(events)
         except Exception as error:  # noqa: BLE001 - whatever it is, no caller may be left without an answer
-            answered = self._failed(batch, answered, error)
+            answered = self._failed(batch, answered, error, ts)
         self._deliver(answered)
 
     def _answer(self, ticket: Ticket, ts: int) -> bool:
         """Decide one command; whether it is answered now, or waits in line."""
         command = ticket.command
-        if type(command) is Cancel:
-            self._waiters.pop(command.target, None)
         try:
             ticket.answer = self.decisions.decide(command, ts, ticket.box.origin)
         except BudgetExceeded as error:
@@ -418,12 +429,27 @@ class Writer:
         return True
 
     def _wait_in_line(self, ticket: Ticket, command: Reserve, ts: int, error: BudgetExceeded) -> None:
-        before = self._waiters.get(command.id)
-        deadline = before[1] if before else ts + command.wait
-        self._waiters[command.id] = (ticket, deadline, error)
-        if before is None:
-            heapq.heappush(self._alarms, deadline)
-            heapq.heappush(self._alarms, self._turns(command))
+        waiter = self._waiters.get(command.id)
+        if waiter is not None:  # sent again: it keeps its place, and both are answered
+            waiter.tickets = [t for t in waiter.tickets if t is not ticket and not t.box.closed] + [ticket]
+            return
+        waiter = self._waiters[command.id] = Waiter(command, [ticket], ts + command.wait, error)
+        heapq.heappush(self._alarms, waiter.deadline)
+        heapq.heappush(self._alarms, self._turns(command))
+
+    def _leave_line(self, cancel: Ticket) -> list[Ticket]:
+        """Take a waiter's tickets out of the line, as far as they are of the client that asks it."""
+        assert isinstance(cancel.command, Cancel)  # noqa: S101 - tells the type checker
+        waiter = self._waiters.get(cancel.command.target)
+        if waiter is None:
+            return []
+        gone = [t for t in waiter.tickets if t.box is cancel.box]
+        waiter.tickets = [t for t in waiter.tickets if t.box is not cancel.box]
+        if not waiter.tickets:
+            del self._waiters[cancel.command.target]
+        for ticket in gone:
+            ticket.error = waiter.error
+        return gone
 
     def _turns(self, command: Reserve) -> int:
         """When the first of the windows that a reserve counts in ends."""
@@ -443,26 +469,29 @@ class Writer:
         self.decisions.freed = False
         answered: list[Ticket] = []
         refused: set[tuple[Any, ...]] = set()  # what did not fit will not fit for the next one of the same size
-        for id, (ticket, deadline, error) in list(self._waiters.items()):
-            command = ticket.command
-            assert isinstance(command, Reserve)  # noqa: S101 - only reserves wait; tells the type checker
-            if ticket.box.closed:
+        for id, waiter in list(self._waiters.items()):
+            command = waiter.command
+            waiter.tickets = [t for t in waiter.tickets if not t.box.closed]
+            if not waiter.tickets:
                 del self._waiters[id]
                 continue
             size = (command.budget, command.usd, command.tokens, command.requests)
             if size not in refused:
-                if self._answer(ticket, ts):
+                if self._answer(waiter.tickets[0], ts):
                     del self._waiters[id]
-                    answered.append(ticket)
+                    answered += waiter.tickets
+                    for again in waiter.tickets[1:]:
+                        again.answer, again.error = waiter.tickets[0].answer, waiter.tickets[0].error
                     continue
                 refused.add(size)
-            if deadline <= ts:
+            if waiter.deadline <= ts:
                 del self._waiters[id]
-                self.decisions.refuse(command, ts, ticket.box.origin, error)
-                ticket.error = error
-                answered.append(ticket)
+                self.decisions.refuse(command, ts, waiter.tickets[0].box.origin, waiter.error)
+                for ticket in waiter.tickets:
+                    ticket.error = waiter.error
+                answered += waiter.tickets
         if alarmed:
-            for end in {self._turns(t.command) for t, _, _ in self._waiters.values() if isinstance(t.command, Reserve)}:
+            for end in {self._turns(waiter.command) for waiter in self._waiters.values()}:
                 heapq.heappush(self._alarms, end)
         return answered
 
@@ -483,23 +512,35 @@ class Writer:
         events, self.decisions.events = self.decisions.events, []
         return events
 
-    def _failed(self, batch: list[Ticket], answered: list[Ticket], error: Exception) -> list[Ticket]:
-        """Nothing of this batch is acknowledged but what the store, asked again, turns out to have kept."""
+    def _failed(self, batch: list[Ticket], answered: list[Ticket], error: Exception, ts: int) -> list[Ticket]:
+        """Ask the store again what it kept: all of the batch, whose answers then stand, or nothing of it.
+
+        Of a batch that is lost only what was decided before, and came again, is answered: decided once more, as the repeat
+        that it is, because its answer may have told of what was lost with the batch.
+        """
         told = error if isinstance(error, LedgerUnavailable) else StoreFailed(f"{type(error).__name__}: {error}")
-        asked = list({id(t): t for t in (*batch, *answered)}.values())
+        asked = {id(ticket): ticket for ticket in (*batch, *answered)}
+        for ticket in list(asked.values()):
+            waiter = self._waiters.pop(ticket.command.id, None)
+            asked |= {id(again): again for again in waiter.tickets} if waiter is not None else {}
+        stands, known = set[int](), set[str]()
+        head = self.decisions.state.head
         try:
             self.store.reopen()
             self._rebuild()
-            events = self.store.find([ticket.command.id for ticket in asked], [])
-            kept = {event.command for event in events if event.kind != "refused"}
+            events = self.store.find([ticket.command.id for ticket in asked.values()], [])
+            self.decisions.state.recall(events)
+            known = {event.command for event in events if event.kind != "refused"}
+            if self.decisions.state.head == head:
+                stands = {id(ticket) for ticket in answered}
         except Exception:  # noqa: BLE001 - tried again with the next batch; until then every caller gets the error
-            self._broken, kept = True, set()
-        decided = {id(ticket) for ticket in answered}
-        for ticket in asked:
-            self._waiters.pop(ticket.command.id, None)
-            if id(ticket) not in decided or ticket.command.id not in kept:
-                ticket.answer, ticket.error = (), told  # else what was decided for it stands, and was only never told
-        return asked
+            self._broken, known = True, set()
+        for ticket in asked.values():
+            if id(ticket) not in stands:
+                ticket.answer, ticket.error = (), None if ticket.command.id in known else told
+                if ticket.error is None:
+                    self._answer(ticket, ts)
+        return list(asked.values())
 
     def _deliver(self, answered: list[Ticket]) -> None:
         boxes: dict[Box, list[Ticket]] = {}
@@ -509,9 +550,10 @@ class Writer:
             box.deliver(tickets)
 
     def _finish(self) -> None:
-        for ticket, _, _ in self._waiters.values():
+        waiting = [ticket for waiter in self._waiters.values() for ticket in waiter.tickets]
+        for ticket in waiting:
             ticket.error = LedgerClosed(self.where)
-        self._deliver([ticket for ticket, _, _ in self._waiters.values()])
+        self._deliver(waiting)
         with contextlib.suppress(LedgerUnavailable):  # refusals that were only counted; no caller waits for them
             self.decisions.flush_refusals(self.clock_ns() // 1000, now=True)
             events = self._take_events()
