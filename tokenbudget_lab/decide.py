@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from heapq import heappop
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 from .accounts import Check, Node
 from .commands import (
@@ -121,10 +121,12 @@ class Decisions:
         Raises:
             Refused: with the reason; nothing of the command was counted.
         """
-        ts = max(ts, self.state.ts)
-        if self.state.due and self.state.due[0][0] <= ts:
+        state, id = self.state, command.id
+        ts = max(ts, state.ts)
+        if state.due and state.due[0][0] <= ts:
             self.expire(ts)
-        self._must_be_its_own(command)
+        if id in state.open or id in state.ended or id in state.ends or id in state.done:
+            self._must_be_its_own(command)
         return self._decide[type(command)](command, ts, origin)
 
     def _must_be_its_own(self, command: Command) -> None:
@@ -139,7 +141,7 @@ class Decisions:
         elif id in state.done:
             if _KEEPS.get(kind) != state.done[id].kind:
                 raise IdConflict(id, f"first {state.done[id].kind}, event {state.done[id].seq}")
-        elif (id in state.ended or id in state.open) and kind not in (Reserve, Record):
+        elif kind not in (Reserve, Record):
             raise IdConflict(id, "first a reservation or record")
 
     def unknown_ids(self, command: Command) -> tuple[list[str], list[tuple[str, str]]]:
@@ -354,7 +356,7 @@ class Decisions:
         return (entry.id, entry.seq, ts, entry.expires, entry.state)
 
     def _commit(self, c: Commit, ts: int, origin: str | None) -> Answer:
-        entry = self._entry(c.reservation)
+        entry = self.state.open.get(c.reservation) or self._entry(c.reservation)
         if c.part is not None:
             return self._commit_part(c, entry, ts, origin)
         used, basis = self._used(c, entry.rest)
@@ -365,7 +367,7 @@ class Decisions:
             raise ReservationClosed(entry.id, entry.state, _ended(entry), amounts(used))
         late = True if entry.state != OPEN else None
         windows, was = (entry.windows, entry.end_counted()) if late else ((), None)  # enough for a replay that has forgotten it
-        over = True if any((u or 0) > h for u, h in zip(used, entry.rest, strict=True) if h is not None) else None
+        over = _exceeds(used, entry.rest)
         state = self.state
         body = (
             state.seq + 1, ts, "committed", c.id, entry.node.name, entry.id, None, windows, None, None, *used,
@@ -635,6 +637,17 @@ def _counted(id: str, first: First, alerts: tuple[Answer, ...] = ()) -> Answer:
         what = json.loads(detail)
         flags = (bool(what.get("overrun")), bool(what.get("late")))
     return (id, seq, ts, usd, tokens, requests, basis, *flags, alerts)
+
+
+def _exceeds(used: Three, held: Three) -> Literal[True] | None:
+    """Whether more of any resource was used than held; written out, because every commit asks it."""
+    (usd, tokens, requests), (held_usd, held_tokens, held_requests) = used, held
+    over = (
+        (held_usd is not None and (usd or 0) > held_usd)
+        or (held_tokens is not None and (tokens or 0) > held_tokens)
+        or (held_requests is not None and (requests or 0) > held_requests)
+    )
+    return over or None
 
 
 def _ended(entry: Entry) -> str:

@@ -7,6 +7,7 @@ fields but the hash, in order, without white space, in ASCII. Before the first e
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
@@ -64,8 +65,20 @@ class Event(NamedTuple):
 
 
 FIELDS = Event._fields
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode  # an event holds no event
 _new = tuple.__new__
+_encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)  # an event holds no event
+
+
+def _encoding() -> Callable[[Any], str]:
+    """`_encoder.encode`, which makes the C encoder anew each time, with one that is made once where there is one."""
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return _encoder.encode
+    chunks = make(None, _encoder.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False)
+    return lambda body: "".join(chunks(body, 0))
+
+
+_encode = _encoding()
 
 
 def canonical(body: tuple[Any, ...]) -> bytes:

@@ -89,8 +89,8 @@ class Budget:
             ...     study.balance.left_usd
             Decimal('0.88')
         """
-        given = (usd, tokens, requests, model, input_tokens, max_output_tokens)
-        return Reserving(self, (given, timeout, wait, key, tags, if_lost))
+        amounts = (usd, tokens, requests, model, input_tokens, max_output_tokens)
+        return Reserving(self, (*amounts, timeout, wait, key, tags, if_lost))
 
     def reserve_sync(self, **what: Any) -> Reservation:
         """Ask for a reservation now and block until it is granted or refused; takes what `reserve` takes.
@@ -101,16 +101,20 @@ class Budget:
 
     def command(
         self,
-        given: tuple[Any, ...],
+        usd: Money | None,
+        tokens: int | None,
+        requests: int | None,
+        model: str | None,
+        input_tokens: int | None,
+        max_output_tokens: int | None,
         timeout: float | timedelta | None,
         wait: float,
         key: str | None,
         tags: Mapping[str, str] | None,
         if_lost: str | None,
     ) -> Reserve:
-        """What `reserve` asks, once it is entered; its first argument are the six amounts."""
+        """What `reserve` asks, once it is entered."""
         self._ledger.raise_unread(self)
-        usd, tokens, requests, model, input_tokens, max_output_tokens = given
         if usd is None and tokens is None and requests is None and model is None and input_tokens is max_output_tokens is None:
             raise InvalidValue(
                 "reserve", "holds nothing: give usd=…, tokens=…, or model= with input_tokens= and max_output_tokens="

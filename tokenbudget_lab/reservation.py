@@ -7,6 +7,7 @@ their `_sync` twin. What no limit can refuse is submitted at once and returns a 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import warnings
@@ -103,11 +104,13 @@ class Receipt:
             yield from self._ticket.future_here().__await__()
         return self._told()
 
-    async def wait_async(self) -> None:
-        """Await the answer and raise its error, without reading it."""
+    def future_here(self) -> asyncio.Future[None] | None:
+        """What to await for the answer; `None` when it is there."""
+        return None if self._ticket.settled else self._ticket.future_here()
+
+    def raise_failure(self) -> None:
+        """Raise the error of an answer that is there, without reading it."""
         ticket = self._ticket
-        if not ticket.settled:
-            await ticket.future_here()
         if ticket.error is not None or self._ledger.unread:
             self._told()
 
@@ -339,7 +342,10 @@ class Reserving:
         receipt = self._leave(error)
         if receipt is not None:
             try:
-                await receipt.wait_async()
+                future = receipt.future_here()
+                if future is not None:
+                    await future
+                receipt.raise_failure()
             except Exception as failed:  # noqa: BLE001 - raised again, or noted beside the block's own
                 _beside(failed, error)
 

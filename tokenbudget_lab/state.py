@@ -19,7 +19,7 @@ from .events import GENESIS, Event, from_detail
 from .limits import Cap
 
 REMEMBER_US = 3_600 * 1_000_000
-REMEMBER_COUNT = 400_000  # of ids: a reservation has one, and what ended it another; about 100 MB
+REMEMBER_COUNT = 200_000  # about 100 MB
 OPEN, COMMITTED, ROLLED_BACK, RELEASED, COUNTED, RECORDED = (
     "open",
     "committed",
@@ -163,7 +163,7 @@ class State:
         self.open_count = 0
         self.forgotten_until = 0  # what ended before this instant may have been forgotten
         self.forgets = True  # with each event; who decides says when instead, because a batch looks up before it decides
-        self._ended: deque[tuple[int, str]] = deque()
+        self._ended: deque[tuple[int, str, str]] = deque()  # when, and the two ids that it is known by
         self._apply = {
             "created": self._created,
             "budget_set": self._budget_set,
@@ -264,7 +264,7 @@ class State:
         self._remember(event.ts, event.command)
 
     def _committed(self, event: Event) -> None:
-        entry = self.entry(event.reservation)
+        entry = self.open.get(event.reservation or "") or self.entry(event.reservation)
         if entry is None:
             self._charge_forgotten(event)
             return
@@ -365,22 +365,20 @@ class State:
         self._recount(entry.slots, used, entry.used or NOTHING, entry.unpriced_count - unpriced)
         self.open.pop(entry.id, None)
         self.ended[entry.id] = entry.packed()
-        self._remember(event.ts, entry.id)
         if state != RECORDED:
             self.ends[event.command] = end_of(event)
-            self._remember(event.ts, event.command)
+        self._remember(event.ts, event.command, entry.id)
 
     # --- what an entry remembers: the part of the fold that `recall` repeats ------------------------------------------------
 
     @staticmethod
     def _mark(entry: Entry, state: str, event: Event) -> None:
         entry.state, entry.first = state, first_of(event)
-        charges = [part[2:5] for part in entry.parts.values()] if entry.parts else []
-        if state in (COMMITTED, RECORDED):
-            charges.append(_charge(event))
-        elif state == COUNTED:
-            charges.append(entry.rest)
-        entry.counts(*charges)
+        last = _charge(event) if state in (COMMITTED, RECORDED) else entry.rest if state == COUNTED else None
+        if entry.parts:
+            entry.counts(*(part[2:5] for part in entry.parts.values()), *([] if last is None else [last]))
+        else:
+            entry.used, entry.unpriced_count = last, last is not None and last[0] is None
 
     @staticmethod
     def _part(entry: Entry, event: Event) -> None:
@@ -393,18 +391,18 @@ class State:
         entry.rest = (usd, tokens, requests)
         entry.adds(used)
 
-    def _remember(self, ts: int, id: str) -> None:
-        self._ended.append((ts, id))
+    def _remember(self, ts: int, command: str, entry: str = "") -> None:
+        self._ended.append((ts, command, entry))
         if self.forgets:
             self.forget(ts)
 
     def forget(self, ts: int) -> None:
         """Drop what ended more than an hour before, and what is too much; a store has it, and `recall` brings it back."""
         while self._ended and (self._ended[0][0] < ts - REMEMBER_US or len(self._ended) > REMEMBER_COUNT):
-            old, gone = self._ended.popleft()
-            self.done.pop(gone, None)
-            self.ends.pop(gone, None)
-            packed = self.ended.pop(gone, None)
+            old, command, entry = self._ended.popleft()
+            self.done.pop(command, None)
+            self.ends.pop(command, None)
+            packed = self.ended.pop(entry, None)
             if packed is not None and packed[1] is not None:
                 self.keys.pop(packed[:2], None)
             self.forgotten_until = max(self.forgotten_until, old)
@@ -419,13 +417,13 @@ class State:
         for event in events:
             if event.kind in ("budget_set", "extended", "adjusted") and event.command not in self.done:
                 self.done[event.command] = event
-                self._ended.append((self.ts, event.command))
+                self._ended.append((self.ts, event.command, ""))
             if event.kind in _ENDING and event.command not in self.ends:
                 self.ends[event.command] = end_of(event)
-                self._ended.append((self.ts, event.command))
+                self._ended.append((self.ts, event.command, ""))
             if event.kind in ("reserved", "recorded") and self.entry(event.reservation) is None:
                 recalled[event.reservation] = self._enter(event)
-                self._ended.append((self.ts, event.reservation or ""))
+                self._ended.append((self.ts, "", event.reservation or ""))
             if event.reservation in recalled:
                 self._retrace(recalled[event.reservation], event)
         for entry in recalled.values():
