@@ -59,6 +59,12 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.NotALedger("/x", "it is empty"), ["/x is no ledger: it is empty"]),
     (errors.StoreFailed("disk full"), ["disk full", "nothing was acknowledged"]),
     (errors.LedgerCorrupt(7, "its hash does not fit"), ["event 7", "its hash does not fit"]),
+    (
+        errors.LedgerDamaged(7, "3 events are missing", "/spend.duckdb", 9, "/spend.duckdb.d/damaged-1"),
+        ["/spend.duckdb is damaged from event 7", "3 events are missing", "up to 9", "damaged-1", "--accept-loss"],
+    ),
+    (errors.ClockJumped("/spend.duckdb", 7200.0), ["ahead by 7,200 s", "/spend.duckdb", "clock accept"]),
+    (errors.ClockJumped("/spend.duckdb", -400.0), ["back by 400 s"]),
     (errors.QueryRefused("no SELECT"), ["no SELECT"]),
 ]
 names = [f"{type(error).__name__}-{n}" for n, (error, _) in enumerate(EXAMPLES)]

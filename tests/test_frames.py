@@ -42,7 +42,7 @@ def test_money_is_exact_and_instants_know_their_zone(ledger: tbl.Ledger, clock: 
     assert frame["ts"].to_list() == [clock.now] * 10
 
 
-def test_the_windows_of_a_call_are_instants_too(ledger: tbl.Ledger) -> None:
+def test_the_windows_of_a_call_are_instants_too(ledger: tbl.Ledger, clock: Clock) -> None:
     ledger.budget("lab", usd=10, window="day").reserve_sync(usd=1)
     starts = ledger.events().filter(pl.col("kind") == "reserved").select("windows").collect().item()
     assert starts.to_list() == [datetime(2026, 11, 23, tzinfo=UTC)]

@@ -124,7 +124,11 @@ def path_of(name: str) -> list[str]:
 class InLine(NamedTuple):
     command: ask.Reserve
     until: int
-    who: Any
+    who: list[Any]  # everybody who sent it
+
+    @property
+    def settled(self) -> bool:
+        return any(who.settled for who in self.who)
 
 
 class Model:
@@ -166,13 +170,16 @@ class Model:
 
     def stands_in_line(self, c: ask.Reserve, who: Any, now: int, clock: int) -> bool:
         """Whether a reserve that does not fit waits; one that waits already keeps its place and its time."""
+        content = (c.budget, c.usd, c.tokens, c.requests)
+        before = [waiting for waiting in self.line if waiting.command.id == c.id]
+        if any(content != (w.command.budget, w.command.usd, w.command.tokens, w.command.requests) for w in before):
+            raise No("IdConflict")
         if not c.wait or not self.does_not_fit_yet(c, now):
             return False
-        places = [n for n, waiting in enumerate(self.line) if waiting.command.id == c.id]
-        if places:
-            self.line[places[0]] = InLine(c, self.line[places[0]].until, who)
+        if before:
+            before[0].who.append(who)
         else:
-            self.line.append(InLine(c, clock + c.wait, who))
+            self.line.append(InLine(c, clock + c.wait, [who]))
         return True
 
     def admit(self, now: int, clock: int) -> list[tuple[Any, object]]:
@@ -181,10 +188,12 @@ class Model:
             if self.does_not_fit_yet(waiting.command, now) and clock < waiting.until:
                 continue
             self.line.remove(waiting)
+            answer: object
             try:
-                told.append((waiting.who, self.reserve(waiting.command, now)))
+                answer = self.reserve(waiting.command, now)
             except No as no:
-                told.append((waiting.who, no))
+                answer = no
+            told += [(who, answer) for who in waiting.who]
         return told
 
     def do(self, c: Any, now: int) -> object:
@@ -500,6 +509,7 @@ class FailingStore:
 
     def __init__(self, inner: Store) -> None:
         self.inner, self.where = inner, inner.where
+        self.damage, self.loss = inner.damage, inner.loss
         self.plan: str | None = None
         self.fired: str | None = None
         self.shut, self.blind = False, 0  # how often it does not read
@@ -535,14 +545,23 @@ class FailingStore:
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
         return self.inner.arrow(columns, upto)
 
+    def snapshot(self) -> fold.State | None:
+        return self.inner.snapshot()
+
+    def tend(self, state: fold.State) -> None:
+        self.inner.tend(state)
+
+    def copy(self, name: str) -> str:
+        return self.inner.copy(name)
+
     def reopen(self) -> None:
         if self.shut:
             self.shut = False
             raise StoreFailed("the disk is still gone")
         self.inner.reopen()
 
-    def close(self) -> None:
-        self.inner.close()
+    def close(self, state: fold.State | None = None) -> None:
+        self.inner.close(state)
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------------
@@ -672,8 +691,8 @@ class Day(RuleBasedStateMachine):
     def drop_who_was_told_off(self) -> None:
         """Who stood in line, and would have been answered by the batch that failed, has to ask again."""
         self.ledger.ask(ask.GetHead(self.id()))
-        for waiting in [waiting for waiting in self.model.line if waiting.who.settled]:
-            assert type(waiting.who.error) is StoreFailed
+        for waiting in [waiting for waiting in self.model.line if waiting.settled]:
+            assert all(type(who.error) is StoreFailed for who in waiting.who)
             self.model.line.remove(waiting)
 
     def compare_lost(self, ticket: Ticket) -> None:
@@ -833,8 +852,7 @@ class Day(RuleBasedStateMachine):
     def restart(self) -> None:
         self.ledger.close()
         for waiting in self.model.line:
-            assert waiting.who.wait(SOON_S)
-            assert type(waiting.who.error) is LedgerClosed
+            assert all(who.wait(SOON_S) and type(who.error) is LedgerClosed for who in waiting.who)
         self.model.line = []
         self.open()
 
@@ -846,7 +864,7 @@ class Day(RuleBasedStateMachine):
             return
         told = self.ledger.ask(ask.ListBudgets(self.id()))
         now = self.now
-        assert not any(waiting.who.settled for waiting in self.model.line)
+        assert not any(waiting.settled for waiting in self.model.line)
         assert [answer[0] for answer in told] == sorted(self.model.pots)
         for name, ts, closed, _, rows in told:
             expected = [(pot, window, *cap, *self.model.row(pot, window, now)) for pot, window, cap in self.model.rows(name)]

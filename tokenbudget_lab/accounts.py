@@ -47,6 +47,13 @@ class Totals:
             self.unpriced_count,
         )
 
+    def restore(self, numbers: tuple[int, ...]) -> None:
+        """Take all sums over, in the order of `numbers`."""
+        (
+            self.committed_usd, self.committed_tokens, self.committed_requests,
+            self.reserved_usd, self.reserved_tokens, self.reserved_requests, self.open_count, self.unpriced_count,
+        ) = numbers  # fmt: skip
+
 
 class Account:
     """One budget's totals for one kind of window, and the limits that hold in each."""

@@ -83,6 +83,7 @@ class Commit(NamedTuple):
     response_id: str | None = None
     part: str | None = None
     detail: str | None = None
+    budget: str | None = None  # its reservation's: where it counts if that was lost with a damaged file
 
 
 class Rollback(NamedTuple):
@@ -174,6 +175,18 @@ class GetHead(NamedTuple):
     id: str
 
 
+class AcceptClock(NamedTuple):
+    """The clock of this machine is right: write again."""
+
+    id: str
+
+
+class CopyFile(NamedTuple):
+    """A copy of the ledger's file and log, in a new folder beside it."""
+
+    id: str
+
+
 COMMANDS: tuple[type, ...] = (
     SetBudget,
     SetLimit,
@@ -191,6 +204,8 @@ COMMANDS: tuple[type, ...] = (
     ListBudgets,
     GetEntry,
     GetHead,
+    AcceptClock,
+    CopyFile,
 )
 Command = (
     SetBudget
@@ -209,4 +224,6 @@ Command = (
     | ListBudgets
     | GetEntry
     | GetHead
+    | AcceptClock
+    | CopyFile
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import ledger as core
+from .commands import AcceptClock, CopyFile
 from .errors import InvalidValue
 from .handles import Budget
 from .ids import new_id
@@ -113,6 +114,71 @@ class Ledger(core.Ledger):
         from .sandbox import run
 
         return run(self.desk, query, parameters)
+
+    def backup(self, path: str | os.PathLike[str]) -> Path:
+        """Copy the ledger to a file of its own, while others go on using it.
+
+        The copy is one whole file with everything that was acknowledged when it was taken; it opens like any ledger.
+
+        Args:
+            path: where the copy is to be; nothing may be there.
+
+        Returns:
+            The path, in full.
+
+        Raises:
+            InvalidValue: something is there, or the ledger is in memory.
+            StoreFailed: there was no room, or the copy is not what it was taken from.
+        """
+        from .recovery import finish_backup
+
+        target = Path(path).expanduser().absolute()
+        if target.exists() or target.is_symlink():
+            raise InvalidValue("path", f"{target} is there already, and a backup overwrites nothing")
+        if not target.parent.is_dir():
+            raise InvalidValue("path", f"the folder {target.parent} does not exist")
+        copy, seq, head = self.ask(CopyFile(self.new_id()))
+        return finish_backup(Path(copy), target, seq, head)
+
+
+def accept_clock(where: str | os.PathLike[str] | None = None) -> None:
+    """Say that this machine's clock is right, where a ledger takes no writes because it was moved.
+
+    Args:
+        where: the ledger; the default one where not given.
+    """
+    with connect(where) as ledger:
+        ledger.ask(AcceptClock(ledger.new_id()))
+
+
+def recover(where: str | os.PathLike[str], *, accept_loss: bool = False) -> str:
+    """Open a ledger that may be damaged, and say what is known of it.
+
+    Args:
+        where: its path.
+        accept_loss: go on without what is lost: a copy of what was found is kept, and the loss becomes an event.
+
+    Returns:
+        What was found and done, in a sentence.
+
+    Raises:
+        LedgerDamaged: something is lost, and nobody accepted that.
+        LedgerBusy: another process owns the file.
+    """
+    from . import link
+    from .place import place_of
+    from .stores.duckdb import DuckDBStore
+
+    place = place_of(where)
+    link.stop(place)
+    store = DuckDBStore(place, accept_loss=accept_loss)
+    lost = store.loss
+    with Ledger(store=store) as ledger:
+        proof = ledger.verify()
+    if lost is None:
+        return f"nothing is lost; {proof}"
+    gone = lost.acknowledged - lost.seq + 1
+    return f"went on without events {lost.seq} to {lost.acknowledged} ({gone} lost; a copy is in {lost.copy}); {proof}"
 
 
 def connect(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from .accounts import Check, Node
 from .commands import (
+    AcceptClock,
     Adjust,
     Cancel,
     CloseBudget,
@@ -158,8 +159,8 @@ class Decisions:
         if not known and is_old(command.id, state.forgotten_until):
             wanted.append(command.id)
         key = getattr(command, "key", None)
-        if key is not None and (command.budget, key) not in state.keys:  # type: ignore[union-attr] # what has a key has a budget
-            keys.append((command.budget, key))  # type: ignore[union-attr] # as above
+        if key is not None and isinstance(command, Reserve | Record) and (command.budget, key) not in state.keys:
+            keys.append((command.budget, key))
         return wanted, keys
 
     # --- budgets -------------------------------------------------------------------------------------------------------
@@ -167,6 +168,15 @@ class Decisions:
     def create(self, ledger_id: str, ts: int, origin: str | None = None) -> None:
         """The first event of a ledger."""
         self._emit("created", ts, self.ids(), "", origin=origin, detail=to_detail(ledger=ledger_id, schema=SCHEMA_VERSION))
+
+    def recover(self, ts: int, origin: str | None, **lost: Any) -> None:
+        """Note what was lost with a damaged file and given up."""
+        self._emit("recovered", max(ts, self.state.ts), self.ids(), "", origin=origin, detail=to_detail(**lost))
+
+    def accept_clock(self, c: AcceptClock, clock: int, origin: str | None) -> Answer:
+        """Note that a clock is right, though what it says may be behind the last event."""
+        event = self._emit("clock_accepted", max(clock, self.state.ts), c.id, "", origin=origin, detail=to_detail(clock=clock))
+        return (c.id, event.seq)
 
     def _node(self, name: str) -> Node:
         node = self.state.nodes.get(name)
@@ -356,13 +366,16 @@ class Decisions:
         return (entry.id, entry.seq, ts, entry.expires, entry.state)
 
     def _commit(self, c: Commit, ts: int, origin: str | None) -> Answer:
-        entry = self.state.open.get(c.reservation) or self._entry(c.reservation)
+        entry = self.state.open.get(c.reservation) or self.state.entry(c.reservation)
+        if entry is None:
+            return self._commit_orphan(c, ts, origin)
         if c.part is not None:
             return self._commit_part(c, entry, ts, origin)
         used, basis = self._used(c, entry.rest)
         if entry.state in (COMMITTED, ROLLED_BACK, RECORDED):
             first = entry.first
-            if entry.state == COMMITTED and first is not None and used == first[2:5]:
+            ours = entry.state == COMMITTED or (first is not None and _is_orphan(first))
+            if ours and first is not None and used == first[2:5]:
                 return _counted(entry.id, first)
             raise ReservationClosed(entry.id, entry.state, _ended(entry), amounts(used))
         late = True if entry.state != OPEN else None
@@ -379,6 +392,21 @@ class Decisions:
         self.events.append(event)
         self.freed = True
         return _counted(entry.id, first_of(event), self._alerts(entry, ts))
+
+    def _commit_orphan(self, c: Commit, ts: int, origin: str | None) -> Answer:
+        """A call whose reservation was lost with a damaged file: the money is gone, so it counts, as a record."""
+        if not self.state.recovered or c.budget is None or c.part is not None:
+            raise UnknownReservation(c.reservation)
+        node = self._node(c.budget)
+        event = self._emit(
+            "recorded", ts, c.id, c.budget, reservation=c.reservation, windows=node.open_windows(ts), usd=c.usd,
+            tokens=c.tokens, requests=1 if c.requests is None else c.requests, basis=c.basis, input_tokens=c.input_tokens,
+            output_tokens=c.output_tokens, cache_read_tokens=c.cache_read_tokens, cache_write_tokens=c.cache_write_tokens,
+            reasoning_tokens=c.reasoning_tokens, response_id=c.response_id, origin=origin,
+            detail=to_detail(**_loaded(c.detail), orphan=True),
+        )  # fmt: skip
+        self.freed = True
+        return _counted(c.reservation, first_of(event), self._alerts(self._entry(c.reservation), ts))
 
     def _commit_part(self, c: Commit, entry: Entry, ts: int, origin: str | None) -> Answer:
         used, basis = self._used(c, NOTHING)
@@ -648,6 +676,10 @@ def _exceeds(used: Three, held: Three) -> Literal[True] | None:
         or (held_requests is not None and (requests or 0) > held_requests)
     )
     return over or None
+
+
+def _is_orphan(first: First) -> bool:
+    return first[6] is not None and bool(json.loads(first[6]).get("orphan"))
 
 
 def _ended(entry: Entry) -> str:

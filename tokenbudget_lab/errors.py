@@ -441,6 +441,50 @@ class LedgerCorrupt(LedgerUnavailable):
         )
 
 
+class LedgerDamaged(LedgerCorrupt):
+    """Acknowledged events are missing from the file, or are not the ones that were: it is open for reading only.
+
+    Attributes:
+        seq: the first event that is missing or another.
+        reason: what was found.
+        where: the ledger.
+        acknowledged: the last event that was acknowledged.
+        copy: the folder with the file and its log as they were found.
+    """
+
+    def __init__(self, seq: int, reason: str, where: str, acknowledged: int, copy: str) -> None:
+        LedgerUnavailable.__init__(self, seq, reason, where, acknowledged, copy)
+        self.seq, self.reason, self.where, self.acknowledged, self.copy = seq, reason, where, acknowledged, copy
+
+    def _text(self) -> str:
+        return (
+            f"{self.where} is damaged from event {self.seq} on ({self.reason}); events up to {self.acknowledged} were "
+            f"acknowledged. It is open for reading only, and a copy of what was found is in {self.copy}. Put a good copy back "
+            f"if you have one; `tokenbudget recover {self.where} --accept-loss` goes on without what is lost, and says so in "
+            "the log."
+        )
+
+
+class ClockJumped(LedgerUnavailable):
+    """The machine's clock was moved: nothing is written, because a clock that is ahead opens windows that are not due.
+
+    Attributes:
+        where: the ledger.
+        seconds: by how much, against the time since the machine started or the last event; negative is back.
+    """
+
+    def __init__(self, where: str, seconds: float) -> None:
+        super().__init__(where, seconds)
+        self.where, self.seconds = where, seconds
+
+    def _text(self) -> str:
+        way = "ahead" if self.seconds > 0 else "back"
+        return (
+            f"the clock of this machine went {way} by {abs(self.seconds):,.0f} s, so {self.where} takes no writes. Put the "
+            f"clock right; if it is right now, say so with `tokenbudget clock accept {self.where}`."
+        )
+
+
 class QueryRefused(TokenBudgetError, ValueError):
     """`ledger.sql` takes one SELECT over the ledger's own tables, nothing else.
 

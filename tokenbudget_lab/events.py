@@ -25,6 +25,8 @@ Kind = Literal[
     "adjusted",
     "refused",
     "alerted",
+    "recovered",
+    "clock_accepted",
 ]
 Tags = tuple[tuple[str, str], ...]
 

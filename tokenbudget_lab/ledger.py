@@ -18,7 +18,7 @@ from .checks import seconds
 from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudget
 from .decide import Answer
 from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, PriceUnknown, WouldDeadlock, money, shown
-from .events import chained, to_detail
+from .events import chained, from_detail, to_detail
 from .handles import Budget
 from .ids import new_id
 from .limits import Limit, budget_name, caps_of, instant, path_of, zone
@@ -372,13 +372,17 @@ class Ledger:
             LedgerCorrupt: with the first event that does not fit.
         """
         _, last, head, digest, open_count, _ = self.ask(GetHead(self.new_id()))
-        state = State()
+        state, broken = State(), 0
         for event in self.desk.events(last):
             if event.seq == state.seq + 1 and chained(state.head, event[:-1]).hash != event.hash:
-                raise LedgerCorrupt(event.seq, "its hash does not continue the chain; it or an event before it was changed")
+                broken = broken or event.seq
+            if broken and event.kind == "recovered" and from_detail(event)["seq"] <= broken:
+                broken = 0  # it was found, and given up, and that is part of the chain
             state.apply(event)
             if progress is not None and (event.seq % 1000 == 0 or event.seq == last):
                 progress(event.seq, last)
+        if broken:
+            raise LedgerCorrupt(broken, "its hash does not continue the chain; it or an event before it was changed")
         if (state.seq, state.head) != (last, head):
             raise LedgerCorrupt(state.seq + 1, f"{last - state.seq} events are missing behind event {state.seq}")
         if state.digest() != digest:

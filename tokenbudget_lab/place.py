@@ -49,6 +49,16 @@ class Place:
         return self.folder / "key"
 
     @property
+    def heads(self) -> Path:
+        """The newest heads of the chain, kept outside the file."""
+        return self.folder / "heads"
+
+    @property
+    def snapshot(self) -> Path:
+        """The fold at one event, a cache."""
+        return self.folder / "snapshot"
+
+    @property
     def log(self) -> Path:
         """What the keeper has to say."""
         return self.folder / "keeper.log"

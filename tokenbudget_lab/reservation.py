@@ -222,7 +222,7 @@ class Reservation:
         command = Commit(
             self._ledger.new_id(), self.id, pico, None if tokens is None else tokens_of("tokens", tokens),
             None if requests is None else tokens_of("requests", requests), basis_of(basis), *counts_of(used),
-            text_of("response_id", response_id), None, detail,
+            text_of("response_id", response_id), None, detail, self.budget,
         )  # fmt: skip
         return self._submit(command)
 

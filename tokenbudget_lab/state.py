@@ -161,6 +161,8 @@ class State:
         self.ends: dict[str, End] = {}  # commands that ended something: a reservation, a part of it, a budget
         self.due: list[tuple[int, int, str]] = []  # a heap of expiries, in order of `seq`; ended ones are skipped when met
         self.open_count = 0
+        self.recovered = 0  # `seq` of the last time that lost events were given up
+        self.clock_accepted: int | None = None  # what a clock said that was accepted though it stood behind the last event
         self.forgotten_until = 0  # what ended before this instant may have been forgotten
         self.forgets = True  # with each event; who decides says when instead, because a batch looks up before it decides
         self._ended: deque[tuple[int, str, str]] = deque()  # when, and the two ids that it is known by
@@ -178,6 +180,8 @@ class State:
             "adjusted": self._adjusted,
             "refused": self._noted,
             "alerted": self._alerted,
+            "recovered": self._recovered,
+            "clock_accepted": self._clock_accepted,
         }
 
     def entry(self, id: str | None) -> Entry | None:
@@ -187,6 +191,15 @@ class State:
             packed = self.ended.get(id or "")
             return None if packed is None else Entry.unpacked(packed, self.nodes)
         return entry
+
+    def enter_again(self, entry: Entry) -> None:
+        """Remember an open reservation whose hold is in the totals already: a snapshot's."""
+        self.open[entry.id] = entry
+        self.open_count += 1
+        if entry.key is not None:
+            self.keys[entry.node.name, entry.key] = entry.id
+        if entry.expires is not None:
+            heappush(self.due, (entry.expires, entry.seq, entry.id))
 
     def apply(self, event: Event) -> None:
         """Take one event.
@@ -223,6 +236,12 @@ class State:
                 other.forget()
         self.done[event.command] = event
         self._remember(event.ts, event.command)
+
+    def _recovered(self, event: Event) -> None:
+        self.recovered = event.seq
+
+    def _clock_accepted(self, event: Event) -> None:
+        self.clock_accepted = from_detail(event)["clock"]
 
     def _closed(self, event: Event) -> None:
         self.nodes[event.budget].closed = True

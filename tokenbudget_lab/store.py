@@ -7,9 +7,27 @@ whole appends only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from .errors import LedgerDamaged
 from .events import Event
+from .state import State
+
+
+class Loss(NamedTuple):
+    """What was given up of a damaged ledger.
+
+    Attributes:
+        seq: the first event that was missing or not the one that was acknowledged.
+        acknowledged: the last event that was.
+        reason: what was found.
+        copy: the name of the folder with the file and its log as they were found.
+    """
+
+    seq: int
+    acknowledged: int
+    reason: str
+    copy: str
 
 
 class Store(Protocol):
@@ -17,6 +35,10 @@ class Store(Protocol):
 
     where: str
     """A path or URL without secrets, for people."""
+    damage: LedgerDamaged | None
+    """Why it can only be read."""
+    loss: Loss | None
+    """What was given up and does not yet stand in the log; the next append writes that."""
 
     def load(self, after: int = 0) -> Iterator[Event]:
         """All events with a larger `seq`, in order.
@@ -24,6 +46,10 @@ class Store(Protocol):
         Raises:
             LedgerUnavailable: they cannot be read.
         """
+        ...
+
+    def snapshot(self) -> State | None:
+        """A fold of the first events, kept to begin with; `None`: begin with the first."""
         ...
 
     def append(self, events: Sequence[Event]) -> None:
@@ -47,10 +73,34 @@ class Store(Protocol):
         """
         ...
 
+    def tend(self, state: State) -> None:
+        """What is due now and then, called when everybody has an answer.
+
+        Args:
+            state: the fold of all events.
+
+        Raises:
+            StoreFailed: it has to be reopened.
+        """
+        ...
+
+    def copy(self, name: str) -> str:
+        """Copy what is kept; returns where the copy is.
+
+        Raises:
+            InvalidValue: there is no file to copy.
+            StoreFailed: it could not be copied.
+        """
+        ...
+
     def reopen(self) -> None:
         """Find out what is really kept after a failed append; afterwards `load` tells."""
         ...
 
-    def close(self) -> None:
-        """Let go of the events; the store cannot be used again."""
+    def close(self, state: State | None = None) -> None:
+        """Let go of the events; the store cannot be used again.
+
+        Args:
+            state: the fold of all events, where it is known to be: what a snapshot can be made from.
+        """
         ...

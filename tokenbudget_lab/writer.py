@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import logging
+import operator
 import os
 import threading
 import time
@@ -19,9 +21,33 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
 
-from .commands import Cancel, Command, Reserve, Rollback
+from . import clock
+from .clock import Watch, behind_s
+from .commands import (
+    AcceptClock,
+    Cancel,
+    Command,
+    CopyFile,
+    GetBalance,
+    GetBudget,
+    GetEntry,
+    GetHead,
+    ListBudgets,
+    Reserve,
+    Rollback,
+)
 from .decide import Answer, Decisions
-from .errors import BudgetExceeded, LedgerClosed, LedgerForked, LedgerUnavailable, StoreFailed, TokenBudgetError
+from .errors import (
+    BudgetExceeded,
+    ClockJumped,
+    IdConflict,
+    LedgerClosed,
+    LedgerDamaged,
+    LedgerForked,
+    LedgerUnavailable,
+    StoreFailed,
+    TokenBudgetError,
+)
 from .events import Event
 from .ids import new_id
 from .state import State
@@ -231,6 +257,11 @@ def finish(done: threading.Event) -> None:
         raise interrupt
 
 
+# What the writer does beside deciding, and what reads only.
+_OWN = frozenset({Cancel, AcceptClock, CopyFile})
+_READS = frozenset({GetBudget, GetBalance, ListBudgets, GetEntry})
+log = logging.getLogger("tokenbudget_lab")
+_content = operator.attrgetter("budget", "usd", "tokens", "requests")
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
 
 
@@ -242,6 +273,8 @@ class Writer:
         clock_ns: Unix nanoseconds.
         ids: where ids come from.
         origin: JSON about this process, for commands that come from it.
+        boot_ns: nanoseconds since the machine started, to notice that its clock was moved; only the machine's own clock is
+            watched where it is not given.
 
     Raises:
         LedgerUnavailable: the store cannot be read.
@@ -255,7 +288,12 @@ class Writer:
         clock_ns: Callable[[], int] = time.time_ns,
         ids: Callable[[], str] = new_id,
         origin: str | None = None,
+        boot_ns: Callable[[], int] | None = None,
     ) -> None:
+        watched = boot_ns is not None or clock_ns is time.time_ns
+        self._watch = Watch(clock_ns, boot_ns or clock.boot_ns) if watched else None
+        self._behind = False  # the clock was, when the ledger was opened
+        self._copies: list[Ticket] = []
         self.store, self.clock_ns, self.ids, self.origin = store, clock_ns, ids, origin
         self.where = store.where
         self._queue: deque[Ticket] = deque()
@@ -280,13 +318,21 @@ class Writer:
     def _start(self) -> None:
         """Fold what the store has, and begin a new ledger; here and not in the main thread, where Ctrl-C would cut in."""
         self._rebuild()
-        if self.decisions.state.seq == 0:
-            self.decisions.create(self.ids(), self.clock_ns() // 1000, self.origin)
-            self.store.append(self._take_events())
+        if self.store.damage is not None:
+            return
+        state, now = self.decisions.state, self.clock_ns() // 1000
+        if state.seq == 0:
+            self.decisions.create(self.ids(), now, self.origin)
+        if self.store.loss is not None:
+            self.decisions.recover(now, self.origin, **self.store.loss._asdict())
+        events = self._take_events()
+        if events:
+            self.store.append(events)
+        self._behind = self._watch is not None and behind_s(now, state.ts, state.clock_accepted) is not None
 
     def _rebuild(self) -> None:
-        state = State()
-        for event in self.store.load():
+        state = self.store.snapshot() or State()
+        for event in self.store.load(state.seq):
             state.apply(event)
         self.decisions = Decisions(state, self.ids)
         self._broken = False
@@ -390,6 +436,10 @@ class Writer:
         return min(max((min(alarms) - self.clock_ns() // 1000) / 1e6, 0.001), 3600.0)
 
     def _work(self, batch: list[Ticket]) -> None:
+        stopped = self._stopped(batch)
+        if stopped is not None:
+            self._deliver(self._only_read(batch, stopped))
+            return
         ts = self.clock_ns() // 1000
         answered: list[Ticket] = []
         try:
@@ -401,18 +451,90 @@ class Writer:
             for ticket in batch:
                 if self._waiters and type(ticket.command) is Reserve:
                     answered += self._admit_waiters(ts)  # who stands in line comes before who comes now
-                if type(ticket.command) is Cancel:
-                    answered += self._leave_line(ticket)
-                if self._answer(ticket, ts):
+                    if self._is_another(ticket):
+                        answered.append(ticket)
+                        continue
+                if type(ticket.command) in _OWN:
+                    answered += self._do(ticket, ts)
+                elif self._answer(ticket, ts):
                     answered.append(ticket)
             answered += self._admit_waiters(ts)
             self.decisions.flush_refusals(ts)
             events = self._take_events()
             if events:
                 self.store.append(events)
+            answered += self._copy()
         except Exception as error:  # noqa: BLE001 - whatever it is, no caller may be left without an answer
+            self._copies = []
             answered = self._failed(batch, answered, error, ts)
         self._deliver(answered)
+        self._tend()
+
+    def _tend(self) -> None:
+        """What the store has to do now and then, when everybody has an answer."""
+        try:
+            if not self._broken:
+                self.store.tend(self.decisions.state)
+        except Exception as error:  # noqa: BLE001 - nobody waits for it; the next batch opens the file again
+            log.warning("%s: %s", self.where, error)
+            self._broken = True
+
+    def _stopped(self, batch: list[Ticket]) -> LedgerUnavailable | None:
+        """Why nothing is written now, if so; who accepts the clock ends that."""
+        if self.store.damage is not None:
+            return self.store.damage
+        if self._watch is None:
+            return None
+        jumped, state = self._watch.jumped_s(), self.decisions.state
+        if jumped is None and self._behind:
+            jumped = behind_s(self.clock_ns() // 1000, state.ts, state.clock_accepted)
+            self._behind = jumped is not None
+        if jumped is None:
+            return None
+        if any(type(ticket.command) is AcceptClock for ticket in batch):
+            self._watch.accept()
+            self._behind = False
+            return None
+        return ClockJumped(self.where, jumped)
+
+    def _only_read(self, batch: list[Ticket], stopped: LedgerUnavailable) -> list[Ticket]:
+        """Answer what only reads, as of the last event; all others are told why."""
+        answered = [*batch, *(ticket for waiter in self._waiters.values() for ticket in waiter.tickets)]
+        self._waiters.clear()
+        for ticket in answered:
+            proves = type(ticket.command) is GetHead and not isinstance(stopped, LedgerDamaged)
+            if type(ticket.command) in _READS or proves:
+                self._answer(ticket, self.decisions.state.ts)
+            elif type(ticket.command) is CopyFile:
+                self._do(ticket, self.decisions.state.ts)
+            else:
+                ticket.error = stopped
+        self._copy()
+        return answered
+
+    def _do(self, ticket: Ticket, ts: int) -> list[Ticket]:
+        """What the writer does by itself; returns who is answered."""
+        command = ticket.command
+        if type(command) is CopyFile:
+            self._copies.append(ticket)  # when the batch is written
+            return []
+        if type(command) is AcceptClock:
+            ticket.answer = self.decisions.accept_clock(command, ts, ticket.box.origin)
+            return [ticket]
+        gone = self._leave_line(ticket)
+        self._answer(ticket, ts)
+        return [*gone, ticket]
+
+    def _copy(self) -> list[Ticket]:
+        """Make the copies that were asked for, of what stands in the file now."""
+        tickets, self._copies = self._copies, []
+        state = self.decisions.state
+        for ticket in tickets:
+            try:
+                ticket.answer = (self.store.copy(ticket.command.id), state.seq, state.head)
+            except TokenBudgetError as error:
+                ticket.error = error
+        return tickets
 
     def _answer(self, ticket: Ticket, ts: int) -> bool:
         """Decide one command; whether it is answered now, or waits in line."""
@@ -436,6 +558,14 @@ class Writer:
         waiter = self._waiters[command.id] = Waiter(command, [ticket], ts + command.wait, error)
         heapq.heappush(self._alarms, waiter.deadline)
         heapq.heappush(self._alarms, self._turns(command))
+
+    def _is_another(self, ticket: Ticket) -> bool:
+        """Whether a reserve has the id of one in line and asks for something else."""
+        waiter = self._waiters.get(ticket.command.id)
+        if waiter is None or _content(waiter.command) == _content(ticket.command):
+            return False
+        ticket.error = IdConflict(ticket.command.id, "first a reserve of other amounts, which waits in line")
+        return True
 
     def _leave_line(self, cancel: Ticket) -> list[Ticket]:
         """Take a waiter's tickets out of the line, as far as they are of the client that asks it."""
@@ -557,9 +687,9 @@ class Writer:
         with contextlib.suppress(LedgerUnavailable):  # refusals that were only counted; no caller waits for them
             self.decisions.flush_refusals(self.clock_ns() // 1000, now=True)
             events = self._take_events()
-            if events and not self._broken:
+            if events and not self._broken and self.store.damage is None:
                 self.store.append(events)
-        self.store.close()
+        self.store.close(None if self._broken else self.decisions.state)
         self._gone = True
         self._turn_away()
 

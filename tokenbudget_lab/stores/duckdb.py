@@ -2,35 +2,52 @@
 
 The owner holds an exclusive `flock` on a file of its own from before DuckDB opens the ledger until after it has closed it:
 DuckDB's own lock is lost as soon as its process merely reads the file (a copy, a hash). DuckDB never checkpoints by itself:
-a process killed in a checkpoint is the one way to leave a file that does not open.
+a process killed in a checkpoint is the one way to leave a file that does not open. Each append ends with the head of the
+chain in a file of its own; a ledger that does not reach it is opened for reading only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
+import re
+import shutil
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import LedgerForked, NotALedger, StoreFailed, VersionMismatch
+from .. import snapshots
+from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
+from ..heads import Head, Heads, sync_folder
 from ..place import Place, check_content, warn_if_shared
+from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, put_back
 from ..rows import COLUMNS, from_row, to_batch, to_row
+from ..state import State
+from ..store import Loss
 from ..writer import finish
 
 if TYPE_CHECKING:
     import duckdb
     from filelock import BaseFileLock
 
+log = logging.getLogger("tokenbudget_lab")
+
 # Up to which version each statement brings a file; a file is never changed by an older package.
 MIGRATIONS: dict[int, str] = {}
 _SELECT = ", ".join(COLUMNS)
 _FETCH = 20_000
 _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - question marks
+CHECKPOINT_TRANSACTIONS = 10_000  # a log of so many takes half a second to replay
+CHECKPOINT_LOG = 64 * 2**20  # bytes, or a tenth of the file where that is more
+_DAMAGE = re.compile(r"checksum|corrupt|WAL|replay|serializ|not a valid DuckDB|block|header|enough bytes", re.IGNORECASE)
+SNAPSHOT_EVENTS = 10_000  # behind the last snapshot, at closing
+_LOOK_EVERY = 256  # transactions, at the log's size
 MANY = 150  # from here on an Arrow batch is cheaper than the appender, and leaves the interpreter free while it is written
 
 _open_stores: weakref.WeakSet[DuckDBStore] = weakref.WeakSet()
@@ -42,6 +59,11 @@ class DuckDBStore:
     Args:
         place: where it lives.
         role: what this process is: `embedded`, or the `keeper`.
+        accept_loss: go on without acknowledged events that the file has lost.
+
+    Attributes:
+        damage: why it is open for reading only.
+        loss: what was given up, until it stands in the log.
 
     Raises:
         LedgerBusy: another process owns the file.
@@ -49,8 +71,12 @@ class DuckDBStore:
         VersionMismatch: a newer package made it.
     """
 
-    def __init__(self, place: Place, *, role: Literal["embedded", "keeper"] = "embedded") -> None:
+    def __init__(self, place: Place, *, role: Literal["embedded", "keeper"] = "embedded", accept_loss: bool = False) -> None:
         self.place, self.where = place, str(place.file)
+        self.damage: LedgerDamaged | None = None
+        self.loss: Loss | None = None
+        self._accept_loss, self._checkpoint, self._transactions = accept_loss, Checkpoint(place), 0
+        self._snapped = 0  # `seq` of the snapshot
         self._pid = os.getpid()
         self._reading = threading.Lock()
         place.make_folder()
@@ -58,7 +84,11 @@ class DuckDBStore:
         self._lock = self._acquire()
         try:
             place.write_owner(role=role)
+            self._heads = Heads(place.heads)
             self._undisturbed(self._open)
+        except OSError as error:
+            self._lock.release()
+            raise NotALedger(self.where, f"its folder cannot be used ({error})") from error
         except BaseException:
             self._lock.release()
             raise
@@ -108,28 +138,117 @@ class DuckDBStore:
     def _open(self) -> None:
         import duckdb
 
-        if not self.place.file.exists():
+        head = self._heads.read()
+        if not self.place.file.exists() and (head is None or self._accept_loss):
             self._make()
-        check_content(self.place.file)
+        if self.place.file.exists():
+            check_content(self.place.file)
+        con, found = self._look(head)
+        if found is not None and self._checkpoint.interrupted:
+            if con is not None:
+                con.close()
+            kept = self._checkpoint.restore()
+            log.warning(
+                "%s: a checkpoint was cut short; the copy made before it is back, what was found is in %s", self.where, kept
+            )
+            con, found = self._look(head)
+        if self._checkpoint.interrupted and found is None:
+            self._checkpoint.end()
+        if found is not None:
+            con = self._damaged(con, head or Head(0, b""), *found)
+        assert con is not None  # noqa: S101 - nothing was found, or it can be read; tells the type checker
         try:
-            con = duckdb.connect(self.where, config={"threads": 1, "autoinstall_known_extensions": False})
-        except duckdb.Error as error:
-            raise NotALedger(self.where, f"DuckDB cannot open it ({_first_line(error)})") from error
-        try:
-            con.execute("PRAGMA disable_checkpoint_on_shutdown")
-            con.execute("SET checkpoint_threshold = '1TB'")
-            con.execute("SET TimeZone = 'UTC'")
-            con.execute("PRAGMA disable_optimizer")  # appends take a tenth less; readers have cursors, with theirs on
-            self._check_version(con)
-            self._protected = self._protect()
+            self._con = con
+            self._insert = con.extract_statements(_INSERT)[0]
+            if self.damage is None:
+                self._protected = self._protect()
+                self._appender = con.appender("events")
+                for last in con.execute("select seq, hash from events order by seq desc limit 1").fetchall():
+                    if last != head and self.loss is None:
+                        self._heads.write(Head(*last))
         except BaseException as error:
             con.close()
-            if isinstance(error, duckdb.Error):
+            if isinstance(error, duckdb.Error | OSError):
                 raise NotALedger(self.where, _first_line(error)) from error
             raise
-        self._con = con
-        self._appender = con.appender("events")
-        self._insert = con.extract_statements(_INSERT)[0]
+
+    def _look(self, head: Head | None) -> tuple[duckdb.DuckDBPyConnection | None, tuple[int, str] | None]:
+        """Open the file, and say from which event on it is not what it was, and why; nothing is written."""
+        import duckdb
+
+        if not self.place.file.exists():
+            return None, (1, "the file is gone")
+        if not os.access(self.place.file, os.R_OK | os.W_OK):
+            raise NotALedger(self.where, "it cannot be read and written by this user")
+        try:
+            con = self._connect(self.place.file)
+        except duckdb.Error as error:
+            nothing = head is None and not self._checkpoint.interrupted  # was ever acknowledged from here
+            if nothing or not _is_damage(error):
+                raise NotALedger(self.where, f"DuckDB cannot open it ({_first_line(error)})") from error
+            return None, (0, f"DuckDB cannot open it: {_first_line(error)}")
+        try:
+            self._check_version(con)
+            found = None if head is None else _missing(con, head)
+        except duckdb.Error as error:
+            con.close()
+            return None, (0, f"DuckDB cannot read it: {_first_line(error)}")
+        except BaseException:
+            con.close()
+            raise
+        return con, found
+
+    def _connect(self, file: Path, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
+        import duckdb
+
+        con = duckdb.connect(str(file), read_only=read_only, config={"threads": 1, "autoinstall_known_extensions": False})
+        con.execute("PRAGMA disable_checkpoint_on_shutdown")
+        con.execute("SET checkpoint_threshold = '1TB'")
+        con.execute("SET TimeZone = 'UTC'")
+        con.execute("PRAGMA disable_optimizer")  # appends take a tenth less; readers have cursors, with theirs on
+        return con
+
+    def _damaged(self, con: duckdb.DuckDBPyConnection | None, head: Head, seq: int, reason: str) -> duckdb.DuckDBPyConnection:
+        """Copy away what was found; then read what is good, or go on without the rest where that was asked for."""
+        if con is not None and not self._accept_loss:
+            con.close()
+        copy = copy_once(self.place)
+        readable = None
+        if con is None:
+            readable = self._readable(copy, reason)
+            if readable is None:
+                raise LedgerDamaged(seq, f"{reason}; nothing of it can be read", self.where, head.seq, str(copy))
+            con = self._connect(readable, read_only=True)
+            seq = _last(con) + 1
+        elif not self._accept_loss:
+            con = self._connect(self.place.file, read_only=True)
+        if not self._accept_loss:
+            self.damage = LedgerDamaged(seq, reason, self.where, head.seq, str(copy))
+            log.warning("%s", self.damage)
+            return con
+        self.damage, self.loss = None, Loss(seq, head.seq, reason, copy.name)
+        if readable is not None:
+            con.close()
+            put_back(self.place, readable.parent, readable.name)
+            con = self._connect(self.place.file)
+        return con
+
+    def _readable(self, copy: Path, reason: str) -> Path | None:
+        """A copy of what was found that DuckDB does open: without the end of its log, or without all of it, or older."""
+        import duckdb
+
+        folder = copy / "readable"
+        for source, cut in ((copy, reason), (copy, ""), (self._checkpoint.copy, reason)):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not (source / self.place.file.name).exists():
+                continue
+            shutil.copytree(source, folder, ignore=shutil.ignore_patterns("readable"))
+            file = folder / self.place.file.name
+            cut_log(log_of(file), cut)
+            with contextlib.suppress(duckdb.Error), self._connect(file, read_only=True) as con:
+                con.execute("select count(hash), max(seq) from events").fetchall()
+                return file
+        return None
 
     def _make(self) -> None:
         """A new ledger, made aside and put in its place in one step: killed before, there is none, and no half of one."""
@@ -148,6 +267,7 @@ class DuckDBStore:
                 con.execute("commit")
             draft.chmod(0o600)
             draft.rename(self.place.file)
+            sync_folder(self.place.file.parent)
         except (OSError, duckdb.Error) as error:
             raise NotALedger(self.where, f"it cannot be made ({_first_line(error)})") from error
 
@@ -171,11 +291,11 @@ class DuckDBStore:
 
     def _protect(self) -> bool:
         """Nobody else may read it; whether its log is there, which DuckDB makes with the first append."""
-        log = self.place.file.with_name(self.place.file.name + ".wal")
-        for path in (self.place.file, log):
+        wal = log_of(self.place.file)
+        for path in (self.place.file, wal):
             with contextlib.suppress(FileNotFoundError):
                 path.chmod(0o600)
-        return log.exists()
+        return wal.exists()
 
     def load(self, after: int = 0) -> Iterator[Event]:
         """All events with a larger `seq`, in order."""
@@ -185,10 +305,22 @@ class DuckDBStore:
             yield from map(from_row, rows)
         cursor.close()
 
+    def snapshot(self) -> State | None:
+        """The fold at an event of this file, as far as it was kept; `None` where it does not fit or there is none."""
+        state = snapshots.read(self.place.snapshot)
+        if state is None:
+            return None
+        if _hash_of(self._con, state.seq) != state.head:
+            return None
+        self._snapped = state.seq
+        return state
+
     def append(self, events: Sequence[Event]) -> None:
         """Keep these events in one transaction, synced to disk when this returns."""
         if self._pid != os.getpid():
             raise LedgerForked(self._pid)
+        if self.damage is not None:
+            raise self.damage
         try:
             if len(events) == 1:  # parsed once: the appender is planned anew each time, and takes a third longer
                 self._con.execute(self._insert, to_row(events[0]))
@@ -199,10 +331,62 @@ class DuckDBStore:
                 self._con.register("_new", to_batch(events))
                 self._con.execute("insert into events select * from _new").fetchall()
                 self._con.unregister("_new")
+            if self.loss is not None:  # it stands in the log now
+                self._heads.reset()
+                self.loss, self._accept_loss = None, False
+            self._heads.write(Head(events[-1].seq, events[-1].hash))
         except Exception as error:
             raise StoreFailed(_first_line(error)) from error
+        self._transactions += 1
         if not self._protected:
             self._protected = self._protect()
+
+    def tend(self, state: State) -> None:
+        """What is due when nobody waits: a checkpoint, behind a copy of the file, before the log takes long to replay.
+
+        Raises:
+            StoreFailed: it could not be made; the file has to be opened again.
+        """
+        if self.damage is not None or not self._is_due():
+            return
+        import duckdb
+
+        self._checkpoint.begin()
+        try:
+            self._con.execute("checkpoint")
+        except duckdb.TransactionException:  # somebody reads; the copy was in vain, and the next time is near
+            self._transactions -= CHECKPOINT_TRANSACTIONS // 10
+        except duckdb.Error as error:
+            raise StoreFailed(f"the checkpoint failed: {_first_line(error)}") from error
+        else:
+            self._transactions, self._protected = 0, False
+        try:
+            self._checkpoint.end()
+        except OSError as error:
+            raise StoreFailed(_first_line(error)) from error
+        self._snap(state)
+
+    def _snap(self, state: State) -> None:
+        try:
+            snapshots.write(self.place.snapshot, state)
+        except OSError as error:  # it saves time and nothing else
+            log.warning("%s: no snapshot (%s)", self.where, error)
+        else:
+            self._snapped = state.seq
+
+    def _is_due(self) -> bool:
+        if self._transactions >= CHECKPOINT_TRANSACTIONS:
+            return True
+        if not self._transactions or self._transactions % _LOOK_EVERY:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            most = max(CHECKPOINT_LOG, self.place.file.stat().st_size // 10)
+            return log_of(self.place.file).stat().st_size > most
+        return False
+
+    def copy(self, name: str) -> str:
+        """A copy of file and log, in a new folder beside the ledger."""
+        return str(copy_aside(self.place, self.place.folder / f"copy-{name}") / self.place.file.name)
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of these entries and commands, in order."""
@@ -246,11 +430,14 @@ class DuckDBStore:
             self._con.close()
         self._open()
 
-    def close(self) -> None:
-        """Close the file, then let go of the lock."""
+    def close(self, state: State | None = None) -> None:
+        """Close the file, then let go of the lock; a fold that is given, and far from the last snapshot, becomes one."""
         _open_stores.discard(self)
         if self._pid == os.getpid():
+            if state is not None and self.damage is None and state.seq - self._snapped >= SNAPSHOT_EVENTS:
+                self._snap(state)
             self._con.close()
+            self._heads.close()
             self._lock.release()
 
     def forked(self) -> None:
@@ -258,6 +445,33 @@ class DuckDBStore:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._con))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._appender))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
+
+def _missing(con: duckdb.DuckDBPyConnection, head: Head) -> tuple[int, str] | None:
+    """From which event on the file is not what was acknowledged, and why."""
+    there = _last(con)
+    if there < head.seq:
+        return there + 1, f"{head.seq - there} events are missing behind event {there}"
+    if _hash_of(con, head.seq) != head.hash:
+        return head.seq, "it is another ledger's file, an older copy that went on, or was changed"
+    return None
+
+
+def _is_damage(error: duckdb.Error) -> bool:
+    """Whether DuckDB could get at the file and did not like what it found: no lock, permission or disk was in the way."""
+    import duckdb
+
+    return not isinstance(error, duckdb.IOException) or bool(_DAMAGE.search(str(error)))
+
+
+# All rows are fetched: an unfinished result stands in the way of the next append.
+def _last(con: duckdb.DuckDBPyConnection) -> int:
+    return int(con.execute("select coalesce(max(seq), 0) from events").fetchall()[0][0])
+
+
+def _hash_of(con: duckdb.DuckDBPyConnection, seq: int) -> bytes | None:
+    rows = con.execute("select hash from events where seq = ?", [seq]).fetchall()
+    return bytes(rows[0][0]) if rows else None
 
 
 def _uuids(ids: Sequence[str]) -> list[str]:

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from ..errors import InvalidValue, LedgerDamaged
 from ..events import Event
 from ..rows import to_arrow
+from ..state import State
+from ..store import Loss
 
 
 class MemoryStore:
@@ -19,6 +22,8 @@ class MemoryStore:
     """
 
     where = ":memory:"
+    damage: LedgerDamaged | None = None
+    loss: Loss | None = None
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -26,6 +31,10 @@ class MemoryStore:
     def load(self, after: int = 0) -> Iterator[Event]:
         """All events with a larger `seq`, in order."""
         return islice(self._events, after, None)
+
+    def snapshot(self) -> State | None:
+        """None: what is in memory is short."""
+        return None
 
     def append(self, events: Sequence[Event]) -> None:
         """Keep these events."""
@@ -43,8 +52,15 @@ class MemoryStore:
         """The events as a `pyarrow.RecordBatchReader`."""
         return to_arrow(self._events[:upto], columns)
 
+    def tend(self, state: State) -> None:
+        """Memory needs no care."""
+
+    def copy(self, name: str) -> str:
+        """There is no file."""
+        raise InvalidValue("backup", f"a ledger in memory has no file to copy (asked by {name})")
+
     def reopen(self) -> None:
         """Memory forgets nothing while it lasts."""
 
-    def close(self) -> None:
+    def close(self, state: State | None = None) -> None:
         """Nothing is held open; the events stay readable for whoever passed the store in."""

@@ -1,0 +1,435 @@
+"""Care: checkpoints behind a copy, snapshots that are never trusted over the events, backups, and a clock that was moved."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tokenbudget_lab as tbl
+from tests.conftest import Clock
+from tokenbudget_lab import link, snapshots
+from tokenbudget_lab.ids import uuid7_source
+from tokenbudget_lab.place import Place, place_of
+from tokenbudget_lab.recovery import Checkpoint, log_of
+from tokenbudget_lab.state import State
+from tokenbudget_lab.stores import duckdb as store_module
+from tokenbudget_lab.stores.duckdb import DuckDBStore
+from tokenbudget_lab.stores.memory import MemoryStore
+from tokenbudget_lab.writer import Writer
+
+HOUR_NS = 3600 * 10**9
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return place_of(tmp_path / "spend.duckdb")
+
+
+def work(ledger: tbl.Ledger, calls: int) -> None:
+    """Calls of 10 tokens: every third stays open, the others are committed."""
+    lab = ledger.budget("lab", limits=[tbl.Limit(tokens=10**9), tbl.Limit(tokens=10**9, window="day")], alerts=(0.5,))
+    for n in range(calls):
+        held = lab.reserve_sync(tokens=10, key=f"row-{n}", tags={"n": str(n)}, timeout=3600)
+        if n % 3:
+            held.commit(tokens=10).result()
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after ten transactions."""
+    monkeypatch.setattr(store_module, "CHECKPOINT_TRANSACTIONS", 10)
+
+
+def test_the_log_is_folded_into_the_file_behind_a_copy(place: Place, often: None) -> None:
+    """Nothing is lost by it, and the copy from before the last one is kept."""
+    with tbl.connect(place.file, embedded=True) as ledger:
+        work(ledger, 30)
+        ledger.verify()
+        size = log_of(place.file).stat().st_size
+    assert size < 10_000
+    assert (Checkpoint(place).copy / place.file.name).exists()
+    assert not Checkpoint(place).interrupted
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.verify().open_reservations == 10
+
+
+CHECKPOINTING = """if True:
+    import os, sys
+    import tokenbudget_lab as tbl
+    from tokenbudget_lab.stores import duckdb as store
+    from tokenbudget_lab import recovery
+    store.CHECKPOINT_TRANSACTIONS = 5
+    where, at = sys.argv[1:]
+    def killed(self, *rest):
+        os.kill(os.getpid(), 9)
+    def after(work):
+        def run(self, *rest):
+            work(self, *rest)
+            killed(self)
+        return run
+    if at == "before the copy": recovery.Checkpoint.begin = killed
+    if at == "behind the mark": recovery.Checkpoint.begin = after(recovery.Checkpoint.begin)
+    if at == "behind the checkpoint": recovery.Checkpoint.end = killed
+    if at == "behind the end": recovery.Checkpoint.end = after(recovery.Checkpoint.end)
+    if at == "in the copy":
+        copy_file = recovery.copy_file
+        def half(source, target):
+            copy_file(source, target)
+            os.truncate(target, target.stat().st_size // 2)
+            killed(None)
+        recovery.copy_file = half
+    with tbl.connect(where, embedded=True) as ledger:
+        lab = ledger.budget("lab", tokens=10**6)
+        while True:
+            lab.record(tokens=1).result()
+            print("acknowledged", flush=True)
+"""
+MOMENTS = ["before the copy", "in the copy", "behind the mark", "behind the checkpoint", "behind the end"]
+
+
+def killed_at(place: Place, moment: str) -> int:
+    """How many records a process acknowledged that was killed at a moment of a checkpoint."""
+    child = subprocess.run(
+        [sys.executable, "-c", CHECKPOINTING, str(place.file), moment], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    return child.stdout.count("acknowledged")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at_any_moment_of_a_checkpoint_nothing_is_lost(place: Place, moment: str) -> None:
+    acknowledged = killed_at(place, moment)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.budget("lab").balance.committed_tokens in (acknowledged, acknowledged + 1)
+        ledger.verify()
+        assert not Checkpoint(place).interrupted
+
+
+@pytest.mark.parametrize("how", ["torn", "emptied in the middle", "cut"])
+def test_a_file_that_a_checkpoint_left_torn_is_restored_from_the_copy(
+    place: Place, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """It says so, and what was found is kept."""
+    acknowledged = killed_at(place, "behind the mark")
+    data = bytearray(place.file.read_bytes())
+    if how == "torn":
+        data[:8192] = bytes(8192)
+        data[8:12] = b"DUCK"
+    elif how == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[12288:] = bytes(len(data) - 12288)
+        log_of(place.file).unlink()
+    place.file.write_bytes(data)
+    with caplog.at_level(logging.WARNING), tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.budget("lab").balance.committed_tokens in (acknowledged, acknowledged + 1)
+        ledger.verify()
+    assert "a checkpoint was cut short" in caplog.text
+    (kept,) = place.folder.glob("broken-*")
+    assert (kept / place.file.name).read_bytes() == data
+
+
+def test_readers_do_not_stand_in_the_way_of_a_checkpoint(place: Place, often: None) -> None:
+    """One that is in the middle of its rows goes on, and so do those who write."""
+    with tbl.connect(place.file, embedded=True) as ledger:
+        work(ledger, 10)
+        reader = ledger.desk.arrow()
+        first = next(reader)
+        work(ledger, 30)
+        assert first.num_rows + sum(batch.num_rows for batch in reader) >= 17
+        ledger.verify()
+
+
+# --- snapshots --------------------------------------------------------------------------------------------------------------
+
+
+def folded(place: Place) -> State:
+    """The fold of all events from the first."""
+    store = DuckDBStore(place)
+    state = State()
+    for event in store.load():
+        state.apply(event)
+    store.close()
+    return state
+
+
+def numbers(state: State) -> tuple[object, ...]:
+    opened = {id: entry.packed() for id, entry in state.open.items()}
+    return state.seq, state.ts, state.head, state.digest(), opened, state.open_count, state.ledger_id
+
+
+def test_a_snapshot_is_the_fold(place: Place) -> None:
+    with tbl.connect(place.file, embedded=True) as ledger:
+        work(ledger, 30)
+        ledger.budget("lab").close()
+        ledger.budget("big", usd=10**12).record(usd=9 * 10**11).result()
+    state = folded(place)
+    again = snapshots.load(snapshots.dump(state))
+    assert numbers(again) == numbers(state)
+    assert [node.caps for node in again.nodes.values()] == [node.caps for node in state.nodes.values()]
+
+
+def test_a_ledger_that_begins_with_a_snapshot_goes_on_as_before(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open calls end, ended ones are looked up, keys find their calls, and the proof is of all events.
+
+    snapshot  with 10 open calls
+    commit    an open one; a committed one again, the same and another amount
+    reserve   with an old key
+    """
+    monkeypatch.setattr(store_module, "SNAPSHOT_EVENTS", 1)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        work(ledger, 30)
+        lab = ledger.budget("lab")
+        one, other = lab.reserve_sync(tokens=5), lab.reserve_sync(tokens=5, key="mine")
+        other.commit(tokens=4).result()
+    assert place.snapshot.exists()
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.desk.decisions.state.forgotten_until > 0, "it began with the snapshot"  # type: ignore[attr-defined] # a writer
+        lab, one._ledger, other._ledger = ledger.budget("lab"), ledger, ledger
+        one.commit(tokens=5).result()
+        again = other.commit(tokens=4).result()
+        assert isinstance(again, tbl.Counted)
+        with pytest.raises(tbl.ReservationClosed):
+            other.commit(tokens=5).result()
+        assert lab.reserve_sync(tokens=5, key="mine").id == other.id
+        assert lab.balance.committed_tokens == 209
+        ledger.verify()
+
+
+@pytest.mark.parametrize("what", ["a flipped byte", "half of it", "another ledger's", "nothing", "another version"])
+def test_a_snapshot_that_does_not_fit_is_not_used(place: Place, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setattr(store_module, "SNAPSHOT_EVENTS", 1)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        work(ledger, 6)
+    data = place.snapshot.read_bytes()
+    if what == "another ledger's":
+        with tbl.connect(place.file.with_name("other.duckdb"), embedded=True) as ledger:
+            work(ledger, 6)
+        data = place_of(place.file.with_name("other.duckdb")).snapshot.read_bytes()
+    elif what == "another version":
+        data = snapshots.dump(folded(place)).replace(b'"version":1', b'"version":2')
+    place.snapshot.write_bytes(
+        {
+            "a flipped byte": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+            "half of it": data[: len(data) // 2],
+            "nothing": b"",
+        }.get(what, data)
+    )
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.budget("lab").balance.committed_tokens == 40
+        assert ledger.desk.decisions.state.forgotten_until == 0  # type: ignore[attr-defined] # a writer
+        ledger.verify()
+
+
+def test_a_forged_snapshot_is_found_by_verify(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that says that less is spent, with a right checksum."""
+    monkeypatch.setattr(store_module, "SNAPSHOT_EVENTS", 1)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        work(ledger, 6)
+    state = snapshots.read(place.snapshot)
+    assert state is not None
+    state.nodes["lab"].accounts[0].at(0).committed_tokens -= 10
+    place.snapshot.write_bytes(snapshots.dump(state))
+    with tbl.connect(place.file, embedded=True) as ledger, pytest.raises(tbl.LedgerCorrupt, match="other balances"):
+        ledger.verify()
+
+
+# --- backups ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["embedded", "keeper"])
+def ledger(request: pytest.FixtureRequest, place: Place) -> Iterator[tbl.Ledger]:
+    with tbl.connect(place.file, embedded=request.param == "embedded") as ledger:
+        work(ledger, 9)
+        yield ledger
+    if request.param == "keeper":
+        link.stop(place)
+
+
+def test_a_backup_is_one_whole_file(ledger: tbl.Ledger, tmp_path: Path) -> None:
+    """While others spend; it opens by itself, and the ledger goes on."""
+    spending = threading.Thread(target=work, args=(ledger, 30))
+    spending.start()
+    made = ledger.backup(tmp_path / "copy.duckdb")
+    spending.join()
+    assert (made, log_of(made).exists(), made.stat().st_mode & 0o077) == (tmp_path / "copy.duckdb", False, 0)
+    with tbl.connect(made, embedded=True) as copy:
+        proof, original = copy.verify(), ledger.verify()
+        assert 2 <= proof.events <= original.events
+    assert not list(tmp_path.glob("spend.duckdb.d/copy-*"))
+
+
+def test_a_backup_overwrites_nothing(ledger: tbl.Ledger, tmp_path: Path) -> None:
+    there = tmp_path / "there.duckdb"
+    there.write_text("mine")
+    for path in (there, tmp_path / "spend.duckdb", tmp_path / "no such folder" / "x.duckdb"):
+        with pytest.raises(tbl.InvalidValue):
+            ledger.backup(path)
+    assert there.read_text() == "mine"
+
+
+def test_there_is_no_backup_of_memory(tmp_path: Path) -> None:
+    with tbl.connect(":memory:") as ledger, pytest.raises(tbl.InvalidValue, match="in memory"):
+        ledger.backup(tmp_path / "copy.duckdb")
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """Two clocks that go together until one is set."""
+
+    def __init__(self) -> None:
+        self.clock, self.boot = Clock(), HOUR_NS
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.boot += round(seconds * 1e9)
+
+    def open(self, store: MemoryStore) -> tbl.Ledger:
+        ids = uuid7_source(self.clock.now_ns)
+        desk = Writer(store, clock_ns=self.clock.now_ns, ids=ids, boot_ns=lambda: self.boot)
+        return tbl.Ledger(desk=desk, ids=ids)
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.mark.parametrize("hours", [-2, 2, 24 * 3650])
+def test_a_clock_that_is_moved_stops_the_writing_until_it_is_accepted(machine: Machine, hours: int) -> None:
+    """A day's budget that is spent does not open because somebody sets the clock; reading goes on.
+
+    limit     100 tokens a day, spent
+    clock     moved
+    reserve   refused
+    accept
+    """
+    with machine.open(MemoryStore()) as ledger:
+        lab = ledger.budget("lab", tokens=100, window="day")
+        lab.record(tokens=100).result()
+        machine.clock.advance(hours * 3600)
+        with pytest.raises(tbl.ClockJumped) as jumped:
+            lab.reserve_sync(tokens=1)
+        assert (round(jumped.value.seconds), lab.balance.committed_tokens) == (hours * 3600, 100)
+        ledger.verify()
+        ledger.ask(tbl.commands.AcceptClock(ledger.new_id()))
+        lab.record(tokens=1).result()
+        assert ledger.verify().events == 5
+
+
+@pytest.mark.parametrize("seconds", [3000, -3000, 100 * 24 * 3600])
+def test_time_that_passes_and_clocks_that_are_corrected_are_no_jump(machine: Machine, seconds: float) -> None:
+    with machine.open(MemoryStore()) as ledger:
+        lab = ledger.budget("lab", tokens=100)
+        (machine.clock if abs(seconds) < 3600 else machine).advance(seconds)
+        lab.reserve_sync(tokens=1)
+
+
+def test_a_clock_that_is_put_right_needs_no_word(machine: Machine) -> None:
+    with machine.open(MemoryStore()) as ledger:
+        lab = ledger.budget("lab", tokens=100)
+        machine.clock.advance(7200)
+        with pytest.raises(tbl.ClockJumped):
+            lab.reserve_sync(tokens=1)
+        machine.clock.advance(-7200)
+        lab.reserve_sync(tokens=1)
+
+
+def test_who_stands_in_line_when_the_clock_is_moved_is_told(machine: Machine) -> None:
+    with machine.open(MemoryStore()) as ledger:
+        lab = ledger.budget("lab", tokens=100)
+        lab.reserve_sync(tokens=100)
+        told: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                lab.reserve_sync(tokens=50, wait=60)
+            except tbl.ClockJumped as error:
+                told.append(error)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        deadline = time.monotonic() + 20
+        while not ledger.desk._waiters and time.monotonic() < deadline:  # type: ignore[attr-defined] # a writer
+            time.sleep(0.001)
+        machine.clock.advance(7200)
+        assert lab.balance.reserved_tokens == 100
+        waiting.join(20)
+        assert len(told) == 1
+
+
+def test_a_start_behind_the_last_event_waits_to_be_accepted_once(machine: Machine) -> None:
+    """Then the ledger opens with that clock; its own time stands still until the clock has caught up.
+
+    record
+    clock     a day back, and the ledger is opened again
+    record    refused
+    accept    record; and opened again, record
+    """
+    store = MemoryStore()
+    with machine.open(store) as ledger:
+        ledger.budget("lab", tokens=100).record(tokens=1).result()
+    machine.clock.advance(-24 * 3600)
+    with machine.open(store) as ledger:
+        with pytest.raises(tbl.ClockJumped) as jumped:
+            ledger.budget("lab").record(tokens=1).result()
+        assert round(jumped.value.seconds) == -24 * 3600
+        ledger.ask(tbl.commands.AcceptClock(ledger.new_id()))
+        ledger.budget("lab").record(tokens=1).result()
+    with machine.open(store) as ledger:
+        ledger.budget("lab").record(tokens=1).result()
+        assert ledger.budget("lab").balance.committed_tokens == 3
+
+
+# --- from the command line --------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", "from tokenbudget_lab.cli import app; app()", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "TOKENBUDGET_KEEPER_LINGER": "0"},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_backup_recover_and_clock_from_the_command_line(place: Place, tmp_path: Path) -> None:
+    """A lost event is named, with 1; given up, it is sound again, with 0."""
+    path = str(place.file)
+    with tbl.connect(path, embedded=True) as ledger:
+        work(ledger, 3)
+    saved = {source: source.read_bytes() for source in (place.file, log_of(place.file))}
+    assert command("recover", path)[::2] == (0, "")
+    code, said, _ = command("backup", path, str(tmp_path / "copy.duckdb"), "--json")
+    assert (code, json.loads(said)["backup"]) == (0, str(tmp_path / "copy.duckdb"))
+    assert command("clock", "accept", path)[0] == 0
+    link.stop(place)
+    for source, data in saved.items():
+        source.write_bytes(data)
+    code, _, complaint = command("recover", path)
+    assert code == 1
+    assert "--accept-loss" in complaint
+    code, said, _ = command("recover", path, "--accept-loss")
+    assert (code, "went on without" in said) == (0, True)
+    assert command("verify", path)[0] == 0
+    link.stop(place)
+    shutil.rmtree(place.folder)

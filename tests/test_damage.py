@@ -1,0 +1,325 @@
+"""Damage: whatever happens to file or log, what is missing is noticed, and nothing is written before a copy is taken."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pytest
+
+import tokenbudget_lab as tbl
+from tokenbudget_lab.heads import Head, Heads
+from tokenbudget_lab.place import Place, place_of
+from tokenbudget_lab.recovery import log_of
+from tokenbudget_lab.stores.duckdb import DuckDBStore
+
+CALLS = 6
+Change = Callable[[Place], None]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A small ledger, closed: a budget of 1000 tokens, and calls of 10 that are committed."""
+    path = tmp_path / "spend.duckdb"
+    with tbl.connect(path, embedded=True) as ledger:
+        lab = ledger.budget("lab", tokens=1000)
+        for n in range(CALLS):
+            with lab.reserve(tokens=10, key=f"row-{n}") as call:
+                call.commit(tokens=10)
+    return place_of(path)
+
+
+def put(source: Path, place: Place) -> None:
+    """Put a saved ledger, its folder too, in a place."""
+    shutil.rmtree(place.folder, ignore_errors=True)
+    log_of(place.file).unlink(missing_ok=True)
+    shutil.copytree(source, place.file.parent, dirs_exist_ok=True)
+
+
+def cut_log(place: Place) -> None:
+    with log_of(place.file).open("rb+") as log:
+        log.truncate(log_of(place.file).stat().st_size - 20)
+
+
+def delete_log(place: Place) -> None:
+    log_of(place.file).unlink()
+
+
+def empty_log(place: Place) -> None:
+    log_of(place.file).write_bytes(b"")
+
+
+def flip_in_the_log(place: Place) -> None:
+    data = bytearray(log_of(place.file).read_bytes())
+    data[len(data) // 2] ^= 0x10
+    log_of(place.file).write_bytes(data)
+
+
+def zero_in_the_log(place: Place) -> None:
+    data = bytearray(log_of(place.file).read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
+    log_of(place.file).write_bytes(data)
+
+
+def cut_the_table(place: Place) -> None:
+    with duckdb.connect(place.file) as con:
+        con.execute("drop trigger events_are_never_deleted on events")
+        con.execute("delete from events where seq > 10")
+
+
+def change_the_last_event(place: Place) -> None:
+    with duckdb.connect(place.file) as con:
+        con.execute("drop trigger events_are_never_changed on events")
+        con.execute("update events set hash = 'x'::blob where seq = (select max(seq) from events)")
+
+
+def put_another_ledger_there(place: Place) -> None:
+    other = place.file.with_name("other.duckdb")
+    with tbl.connect(other, embedded=True) as ledger:
+        lab = ledger.budget("lab", tokens=10**6)
+        for _ in range(CALLS):
+            lab.record(tokens=1).result()
+            lab.record(tokens=1).result()
+    log_of(place.file).unlink()
+    shutil.copy(other, place.file)
+    shutil.copy(log_of(other), log_of(place.file))
+
+
+CHANGES: list[Change] = [
+    cut_log,
+    delete_log,
+    empty_log,
+    flip_in_the_log,
+    zero_in_the_log,
+    cut_the_table,
+    change_the_last_event,
+    put_another_ledger_there,
+]
+some = pytest.mark.parametrize("change", CHANGES, ids=lambda change: str(change.__name__))
+
+
+def content(place: Place) -> dict[str, bytes]:
+    """File and log; an empty log is as good as none, and DuckDB removes it."""
+    found = {path.name: path.read_bytes() for path in (place.file, log_of(place.file)) if path.exists()}
+    return {name: data for name, data in found.items() if data}
+
+
+@some
+def test_what_is_missing_is_named_and_nothing_is_written(place: Place, change: Change) -> None:
+    """The good part is read; every verb that writes, and `verify`, name the loss; a copy of what was found is there."""
+    change(place)
+    before = content(place)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        with pytest.raises(tbl.LedgerDamaged) as damaged:
+            ledger.verify()
+        with pytest.raises(tbl.LedgerDamaged):
+            ledger.budget("lab/new", tokens=1)
+        if change is not put_another_ledger_there and change not in (delete_log, empty_log):
+            lab = ledger.budget("lab")
+            assert lab.balance.committed_tokens in range(0, 10 * CALLS + 1, 10)
+            with pytest.raises(tbl.LedgerDamaged):
+                lab.reserve_sync(tokens=1)
+        whole = ledger.events().collect().height >= 2 + 2 * CALLS
+        assert not whole or change in (change_the_last_event, put_another_ledger_there)
+    assert damaged.value.acknowledged == 2 + 2 * CALLS
+    copy = Path(damaged.value.copy)
+    assert content(place) == before == {name: (copy / name).read_bytes() for name in before}
+    assert str(copy) in str(damaged.value)
+
+
+@some
+def test_opened_twice_it_is_copied_once(place: Place, change: Change) -> None:
+    change(place)
+    for _ in range(2):
+        with tbl.connect(place.file, embedded=True) as ledger, pytest.raises(tbl.LedgerDamaged):
+            ledger.verify()
+    assert len(list(place.folder.glob("damaged-*"))) == 1
+
+
+@some
+def test_what_is_lost_can_be_given_up_and_that_is_an_event(place: Place, change: Change) -> None:
+    """Afterwards it takes writes, is sound, and stays so when it is opened again.
+
+    open      with the loss accepted
+    reserve   10
+    open      again
+    """
+    change(place)
+    with tbl.Ledger(store=DuckDBStore(place, accept_loss=True)) as ledger:
+        ledger.budget("new", tokens=1000).reserve_sync(tokens=10)
+        ledger.verify()
+    with tbl.connect(place.file, embedded=True) as ledger:
+        ledger.verify()
+        assert ledger.budget("new").balance.reserved_tokens == 10
+        told = ledger.sql("select detail from events where kind = 'recovered'")["detail"].to_list()
+    assert len(told) == 1
+    assert f'"acknowledged":{2 + 2 * CALLS}' in told[0]
+    assert len(list(place.folder.glob("damaged-*"))) == 1
+
+
+def test_a_ledger_whose_file_is_gone_is_not_made_anew(place: Place) -> None:
+    """A new one would be a new budget; with its folder gone too, it is a new ledger."""
+    place.file.unlink()
+    log_of(place.file).unlink()
+    with pytest.raises(tbl.LedgerDamaged, match="the file is gone"):
+        tbl.connect(place.file, embedded=True)
+    assert not place.file.exists()
+    shutil.rmtree(place.folder)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.budgets() == []
+
+
+def test_the_keeper_serves_a_damaged_ledger_for_reading(place: Place) -> None:
+    cut_log(place)
+    with tbl.connect(place.file) as ledger:
+        with pytest.raises(tbl.LedgerDamaged) as damaged:
+            ledger.budget("lab").reserve_sync(tokens=1)
+        assert ledger.budget("lab").balance.committed_tokens == 10 * (CALLS - 1)
+    assert damaged.value.seq == 2 + 2 * CALLS
+    from tokenbudget_lab import link
+
+    link.stop(place)
+
+
+def test_an_older_copy_is_put_back_and_noticed(place: Place, tmp_path: Path) -> None:
+    """File and log as they were three calls before, the folder as it is now.
+
+    copy      file and log
+    commit    30 more
+    restore   the copy
+    """
+    saved = content(place)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        for _ in range(3):
+            with ledger.budget("lab").reserve(tokens=10) as call:
+                call.commit(tokens=10)
+    for name, data in saved.items():
+        (tmp_path / name).write_bytes(data)
+    with tbl.connect(place.file, embedded=True) as ledger, pytest.raises(tbl.LedgerDamaged) as damaged:
+        ledger.budget("lab").reserve_sync(tokens=1)
+    assert (damaged.value.seq, damaged.value.acknowledged) == (3 + 2 * CALLS, 8 + 2 * CALLS)
+
+
+def test_a_call_whose_reservation_was_lost_is_counted_when_it_is_committed(place: Place) -> None:
+    """As a record that says so, once; the money is gone.
+
+    reserve   100, and it is lost
+    accept    the loss
+    commit    80, twice the same
+    """
+    saved = content(place)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        held = ledger.budget("lab").reserve_sync(tokens=100)
+    for name, data in saved.items():
+        (place.file.parent / name).write_bytes(data)
+    with tbl.Ledger(store=DuckDBStore(place, accept_loss=True)) as ledger:
+        held._ledger = ledger
+        first = held.commit(tokens=80).result()
+        assert held.commit(tokens=80).result() == first
+        assert ledger.budget("lab").balance.committed_tokens == 10 * CALLS + 80
+        with pytest.raises(tbl.ReservationClosed):
+            held.commit(tokens=90).result()
+        ledger.verify()
+
+
+def test_a_reservation_that_never_was_counts_nothing_where_nothing_was_lost(place: Place) -> None:
+    with tbl.connect(place.file, embedded=True) as ledger:
+        held = ledger.budget("lab").reserve_sync(tokens=100)
+        held.id = ledger.new_id()
+        with pytest.raises(tbl.UnknownReservation):
+            held.commit(tokens=80).result()
+
+
+# --- the log, byte by byte ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(place: Place, tmp_path: Path) -> Path:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for path in (place.file, log_of(place.file)):
+        shutil.copy(path, folder)
+    shutil.copytree(place.folder, folder / place.folder.name)
+    return folder
+
+
+def is_noticed(place: Place) -> bool:
+    """Whether it is open for reading only, and readable, with a copy taken; else it must be as it was."""
+    with tbl.connect(place.file, embedded=True) as ledger:
+        damaged = None
+        try:
+            ledger.verify()
+        except tbl.LedgerDamaged as error:
+            damaged = error
+        if damaged is None:
+            assert ledger.budget("lab").balance.committed_tokens == 10 * CALLS
+            return False
+        assert ledger.events().collect().height == damaged.seq - 1
+        assert Path(damaged.copy, place.file.name).exists()
+        return True
+
+
+@pytest.mark.parametrize("every", [pytest.param(97, id="few"), pytest.param(1, id="all", marks=pytest.mark.soak)])
+@pytest.mark.timeout(3600)
+def test_a_log_cut_anywhere_is_noticed(place: Place, saved: Path, every: int) -> None:
+    """Each cut loses at least the end of the last commit."""
+    size = log_of(place.file).stat().st_size
+    cuts = range(0, size, every)
+    noticed = 0
+    for cut in cuts:
+        put(saved, place)
+        with log_of(place.file).open("rb+") as log:
+            log.truncate(cut)
+        noticed += is_noticed(place)
+    print(f"{noticed} of {len(cuts)} cuts noticed")  # noqa: T201 - the soak says what it did
+    assert noticed == len(cuts)
+
+
+@pytest.mark.parametrize("every", [pytest.param(97, id="few"), pytest.param(1, id="all", marks=pytest.mark.soak)])
+@pytest.mark.timeout(7200)
+def test_a_byte_flipped_anywhere_is_noticed_or_harmless(place: Place, saved: Path, every: int) -> None:
+    """Harmless: everything that was acknowledged is there, and replays to the same balances."""
+    data = log_of(place.file).read_bytes()
+    offsets = range(0, len(data), every)
+    noticed = 0
+    for offset in offsets:
+        put(saved, place)
+        flipped = bytearray(data)
+        flipped[offset] ^= 1 << offset % 8
+        log_of(place.file).write_bytes(flipped)
+        noticed += is_noticed(place)
+    print(f"{noticed} of {len(offsets)} flips noticed, {len(offsets) - noticed} harmless")  # noqa: T201 - as above
+    assert noticed > len(offsets) * 0.9
+
+
+# --- the heads ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_torn_head_leaves_the_one_before(tmp_path: Path) -> None:
+    heads = Heads(tmp_path / "heads")
+    assert heads.read() is None
+    for seq in (1, 2, 3):
+        heads.write(Head(seq, bytes([seq]) * 32))
+    assert heads.read() == Head(3, b"\3" * 32)
+    data = bytearray((tmp_path / "heads").read_bytes())
+    data[10] ^= 1  # the slot of 3
+    (tmp_path / "heads").write_bytes(data)
+    assert heads.read() == Head(2, b"\2" * 32)
+    heads.write(Head(4, b"\4" * 32))
+    assert heads.read() == Head(4, b"\4" * 32)
+    heads.close()
+
+
+def test_a_head_behind_the_file_is_a_killed_process_and_nothing_more(place: Place) -> None:
+    heads = Heads(place.heads)
+    newest = heads.read()
+    heads.reset()
+    assert newest is not None
+    with duckdb.connect(place.file, read_only=True) as con:
+        rows = con.execute("select seq, hash from events where seq = 5").fetchall()
+    heads.write(Head(rows[0][0], bytes(rows[0][1])))
+    heads.close()
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.verify().events == newest.seq

@@ -1,0 +1,207 @@
+"""Copies of a ledger's file, and what is done when the file is not what it was.
+
+DuckDB replays what is left of its log without a word, and a checkpoint is the one moment at which a killed process can leave
+a file that does not open. So a checkpoint begins with a synced copy and a mark, and ends with the mark's removal; a file that
+does not reach the newest head that is kept outside it is damaged, and nothing is written to it before a copy was taken.
+
+Whoever calls these owns the ledger's lock, and DuckDB does not write meanwhile. The file itself is only ever read by another
+process: the owner's own reading would drop DuckDB's lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .errors import InvalidValue, StoreFailed
+from .heads import sync_folder
+from .place import Place
+
+_POSITION = re.compile(r"entry at byte position (\d+)")
+
+
+def log_of(file: Path) -> Path:
+    """DuckDB's write-ahead log of a file."""
+    return file.with_name(file.name + ".wal")
+
+
+def copy_aside(place: Place, into: Path) -> Path:
+    """Copy file and log into a new folder, on the disk when this returns.
+
+    Raises:
+        StoreFailed: there is no whole copy.
+    """
+    try:
+        into.mkdir(mode=0o700)
+        for source in (place.file, log_of(place.file)):
+            if source.exists():
+                copy_file(source, into / source.name)
+        sync_folder(into)
+        sync_folder(into.parent)
+    except OSError as error:
+        shutil.rmtree(into, ignore_errors=True)
+        raise StoreFailed(f"{place.file} could not be copied to {into} ({error})") from error
+    return into
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy one file by another process, and sync the copy.
+
+    Raises:
+        OSError: it is not copied.
+    """
+    if sys.platform == "win32":
+        shutil.copyfile(source, target)
+    else:
+        done = subprocess.run(["cp", "--", str(source), str(target)], capture_output=True, check=False)  # noqa: S603, S607 - the system's cp, paths of our own
+        if done.returncode:
+            raise OSError(done.stderr.decode(errors="replace").strip())
+    target.chmod(0o600)
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+class Checkpoint:
+    """The copy and the mark around a checkpoint."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.copy = place, place.folder / "before"
+        self.mark = place.folder / "checkpointing"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a checkpoint was begun and its end is not known."""
+        return self.mark.exists()
+
+    def begin(self) -> None:
+        """Take the copy, then say that a checkpoint is under way.
+
+        Raises:
+            StoreFailed: no copy, so no checkpoint.
+        """
+        shutil.rmtree(self.copy, ignore_errors=True)
+        copy_aside(self.place, self.copy)
+        try:
+            handle = os.open(self.mark, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.close(handle)
+            sync_folder(self.place.folder)
+        except OSError as error:
+            raise StoreFailed(f"{self.mark} cannot be written ({error})") from error
+
+    def end(self) -> None:
+        """The file is whole: forget that there was one; the copy stays until the next."""
+        self.mark.unlink(missing_ok=True)
+        sync_folder(self.place.folder)
+
+    def restore(self) -> Path:
+        """Put the copy back in the file's place, and keep what was there aside.
+
+        Returns:
+            Where that is.
+
+        Raises:
+            StoreFailed: there is no copy, or it cannot be put back.
+        """
+        kept = copy_aside(self.place, new_folder(self.place, "broken"))
+        put_back(self.place, self.copy, self.place.file.name)
+        return kept
+
+
+def finish_backup(copy: Path, target: Path, seq: int, head: bytes) -> Path:
+    """Make one file of a copy and its log, prove that it ends where it should, and put it in its place.
+
+    Raises:
+        InvalidValue: something has come to be there.
+        StoreFailed: the copy cannot be read, or ends elsewhere.
+    """
+    import duckdb
+
+    try:
+        with duckdb.connect(str(copy)) as con:
+            con.execute("checkpoint")
+            rows = con.execute("select seq, hash from events order by seq desc limit 1").fetchall()
+        if [(number, bytes(hash)) for number, hash in rows] != [(seq, head)]:
+            raise StoreFailed(f"the copy in {copy.parent} does not end with event {seq}")
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
+        copy_file(copy, draft)
+        try:
+            os.link(draft, target)  # unlike a rename it overwrites nothing
+        except FileExistsError:
+            raise InvalidValue("path", f"{target} is there already, and a backup overwrites nothing") from None
+        finally:
+            draft.unlink()
+        sync_folder(target.parent)
+    except (OSError, duckdb.Error) as error:
+        raise StoreFailed(f"the copy in {copy.parent} could not be finished ({error})") from error
+    shutil.rmtree(copy.parent, ignore_errors=True)
+    return target
+
+
+def copy_once(place: Place) -> Path:
+    """Copy away a damaged file and its log; where they were copied before and are the same, that copy will do.
+
+    Returns:
+        The folder.
+    """
+    found = [_looks(path) for path in (place.file, log_of(place.file), place.heads)]
+    for folder in sorted(place.folder.glob("damaged-*")):
+        note = folder / "found.json"
+        if note.exists() and json.loads(note.read_text()) == found:
+            return folder
+    folder = copy_aside(place, new_folder(place, "damaged"))
+    try:
+        shutil.copyfile(place.heads, folder / "heads")
+        (folder / "found.json").write_text(json.dumps(found))
+    except OSError as error:
+        raise StoreFailed(f"{place.heads} could not be copied to {folder} ({error})") from error
+    return folder
+
+
+def _looks(path: Path) -> list[int] | None:
+    """What tells one state of a file from another: size and time of its last change."""
+    with suppress(FileNotFoundError):
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
+    return None
+
+
+def put_back(place: Place, folder: Path, file: str) -> None:
+    """Replace file and log by those in a folder, file last: killed in between, it is done again.
+
+    Raises:
+        StoreFailed: they could not be replaced.
+    """
+    try:
+        for source, target in ((log_of(folder / file), log_of(place.file)), (folder / file, place.file)):
+            draft = place.folder / "restored"
+            if source.exists():
+                copy_file(source, draft)
+                draft.replace(target)
+            else:
+                target.unlink(missing_ok=True)
+        sync_folder(place.file.parent)
+    except OSError as error:
+        raise StoreFailed(f"{folder} could not be put back ({error})") from error
+
+
+def new_folder(place: Place, what: str) -> Path:
+    """A name beside the ledger that is not taken."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    names = (place.folder / f"{what}-{stamp}{'' if not n else f'-{n}'}" for n in range(1000))
+    return next(path for path in names if not path.exists())
+
+
+def cut_log(log: Path, said: str) -> None:
+    """Shorten a copy of a log to what stands before the entry that DuckDB cannot replay; its rest is a whole prefix."""
+    found = _POSITION.search(said)
+    keep = max(int(found[1]) - 1, 0) if found else 0
+    with suppress(FileNotFoundError), log.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.truncate(keep if keep < size else 0)
