@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tries the package as others get it: installed from the built wheel, in a new environment, with the source nowhere near.
 #   wheel    newest dependencies: everything is in the wheel, and the smoke tests pass
-#   oldest   the lowest versions that pyproject.toml allows: the smoke tests and the behaviour of a ledger
+#   oldest   the lowest versions that pyproject.toml allows: the smoke tests, the behaviour of a ledger, and notebooks
 # UV and PY name the uv and the Python to use.
 set -euo pipefail
 
@@ -22,9 +22,10 @@ wheel)
     tests=(tests/smoke)
     ;;
 oldest)
-    "$UV" pip install --quiet --python "$place/venv" --resolution lowest-direct --requirements pyproject.toml --group test
+    "$UV" pip install --quiet --python "$place/venv" --resolution lowest-direct --requirements pyproject.toml \
+        --group test --group kernels
     "$UV" pip install --quiet --python "$place/venv" --no-deps "$wheel"
-    tests=(tests/smoke tests/test_behaviour.py)
+    tests=(tests/smoke tests/test_behaviour.py tests/test_kernels.py)
     ;;
 *)
     echo "usage: $0 wheel|oldest"; exit 2
@@ -34,5 +35,5 @@ esac
 # The tests and their settings, without the source.
 cp -R tests pyproject.toml "$place"
 cd "$place"
-echo "$1: $("$UV" pip list --quiet --python venv --format freeze | grep -E '^(anthropic|duckdb|polars|pyarrow|genai-prices)==' | tr '\n' ' ')"
+echo "$1: $("$UV" pip list --quiet --python venv --format freeze | grep -E '^(anthropic|duckdb|polars|pyarrow|genai-prices|ipykernel)==' | tr '\n' ' ')"
 env -u PYTHONPATH venv/bin/pytest -q "${tests[@]}"
