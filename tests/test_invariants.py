@@ -489,7 +489,7 @@ def agrees(answer: Sequence[Any], told: tuple[Any, ...]) -> bool:
 class Gate:
     """A box that keeps the writer waiting when it is handed an answer: what is handed in meanwhile is one batch."""
 
-    closed = False
+    closed = sends_again = False
 
     def __init__(self) -> None:
         self.origin: str | None = None

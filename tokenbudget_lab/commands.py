@@ -132,6 +132,7 @@ class Adjust(NamedTuple):
     tokens: int | None
     requests: int | None
     reason: str | None = None
+    budget: str | None = None  # whose it must be, or of a budget below
 
 
 class Cancel(NamedTuple):

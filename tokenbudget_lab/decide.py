@@ -507,6 +507,8 @@ class Decisions:
 
     def _adjust(self, c: Adjust, ts: int, origin: str | None) -> Answer:
         entry = self._entry(c.target)
+        if c.budget is not None and all(above.name != c.budget for above in entry.node.path):
+            raise NotAdjustable(entry.id, f"of {entry.node.name}, not of {c.budget}")
         done = self.state.done.get(c.id)
         if done is not None:
             _must_be_same(done, c, "adjusted", entry.node.name, agrees=done.reservation == entry.id and _agrees(c, done))

@@ -200,7 +200,7 @@ class Budget:
             reason: why, for the log.
 
         Raises (when the receipt is read):
-            NotAdjustable: nothing was counted for it.
+            NotAdjustable: nothing was counted for it, or it is of a budget that is neither this one nor below it.
         """
         self._ledger.raise_unread(self)
         if usd is None and tokens is None and requests is None:
@@ -212,6 +212,7 @@ class Budget:
             None if tokens is None else tokens_of("tokens", tokens),
             None if requests is None else tokens_of("requests", requests),
             text_of("reason", reason),
+            self.name,
         )
         return self._ledger.submit(command, self)
 

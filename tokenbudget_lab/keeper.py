@@ -64,7 +64,7 @@ class Outbox:
 
     def __init__(self, connection: Connection, origin: str | None) -> None:
         self.connection, self.origin = connection, origin
-        self.closed = False
+        self.closed, self.sends_again = False, True
         self._backlog: deque[bytes] = deque()
         self._size = 0
         self._lock = threading.Lock()
@@ -99,7 +99,10 @@ class Outbox:
         self._more.set()
 
     def _writable(self) -> bool:
-        return bool(select([], [self.connection.fileno()], [], 0)[1])
+        try:
+            return bool(select([], [self.connection.fileno()], [], 0)[1])
+        except (OSError, ValueError):  # it was hung up a moment ago
+            return False
 
     def _drain(self) -> None:
         while not self.closed:

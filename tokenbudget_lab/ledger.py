@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from .balance import Balance, balance_of
 from .checks import seconds
@@ -31,6 +31,7 @@ from .writer import Desk, DirectBox, LoopBox, Ticket, Writer
 
 log = logging.getLogger("tokenbudget_lab")
 DEFAULT_TIMEOUT_S = 600.0
+T = TypeVar("T")
 
 
 class Prices(Protocol):
@@ -199,14 +200,18 @@ class Ledger:
 
     def ask(self, command: Command) -> Answer:
         """Block until a command is answered. Safe inside a running event loop: the writer has a thread of its own."""
+        return self._asked(command, lambda answer: answer)
+
+    def _asked(self, command: Command, take: Callable[[Answer], T]) -> T:
+        """Ask, and take the answer; interrupted anywhere between, what was granted is given back."""
         ticket = Ticket(command, self._direct)
-        try:  # around the handing in too: an interrupt right behind it must not leak the grant
+        try:
             self.desk.submit(ticket)
             ticket.wait()
+            return take(ticket.outcome())
         except BaseException:
             ticket.abandon()
             raise
-        return ticket.outcome()
 
     async def ask_async(self, command: Command) -> Answer:
         """Await a command's answer; cancelled, what was granted is given back."""
@@ -240,19 +245,24 @@ class Ledger:
 
     def reserve(self, command: Reserve) -> Reservation:
         """Ask for a reservation and block until it is granted or refused."""
-        blocker = self._own_hold(command) if command.wait else None
         try:
-            answer = self.ask(command._replace(wait=0) if blocker else command)
-        except BudgetExceeded as error:
-            if blocker is None:
-                raise
-            raise WouldDeadlock(
-                f"this thread holds {blocker.id} in {blocker.budget} and would wait for room there: {error} "
-                "End that reservation first, or wait in another thread."
-            ) from error
+            if command.wait and self._own_holds(command):
+                self._must_not_wait_for_itself(command)
+            return self._asked(command, lambda answer: Reservation(self, command, answer))
         except PriceUnknown as error:
             raise self._why(command, error) from None
-        return Reservation(self, command, answer)
+
+    def _must_not_wait_for_itself(self, command: Reserve) -> None:
+        """Refuse a wait for room that this thread holds itself: try without waiting, and see which limit is in the way."""
+        try:
+            self.ask(command._replace(wait=0))
+        except BudgetExceeded as error:
+            for held in self._own_holds(command):
+                if error.budget in path_of(held.budget):
+                    raise WouldDeadlock(
+                        f"this thread holds {held.id} in {held.budget} and would wait for its room: {error} "
+                        "End that reservation first, or wait in another thread."
+                    ) from error
 
     async def reserve_async(self, reserving: Reserving) -> Reservation:
         """Ask for a reservation and await the answer."""
@@ -263,12 +273,12 @@ class Ledger:
         try:
             self.desk.submit(ticket)
             await future
+            if ticket.error is None:
+                held = reserving.held = Reservation(self, command, ticket.answer)
+                return held
         except BaseException:
             ticket.abandon()
             raise
-        if ticket.error is None:
-            held = reserving.held = Reservation(self, command, ticket.answer)
-            return held
         if isinstance(ticket.error, PriceUnknown):
             raise self._why(command, ticket.error) from None
         raise ticket.error
@@ -291,15 +301,16 @@ class Ledger:
         """It has ended."""
         self._held.pop(reservation.id, None)
 
-    def _own_hold(self, command: Reserve) -> Reservation | None:
-        """A reservation of this thread (or of the loop that runs in it) that counts under a limit of the one asked for."""
+    def _own_holds(self, command: Reserve) -> list[Reservation]:
+        """Reservations of this thread (or of the loop that runs in it) that share a budget with the one asked for."""
+        own: list[Reservation] = []
         me, now, path = threading.get_ident(), instant(self._clock_ns() // 1000), set(path_of(command.budget))
         for held in list(self._held.values()):
             if held.expires is not None and held.expires < now:
                 self.let_go(held)
             elif held.thread == me and path.intersection(path_of(held.budget)):
-                return held
-        return None
+                own.append(held)
+        return own
 
     def raise_unread(self, handle: object) -> None:
         """Raise the error of an earlier receipt that nobody read, and tell its alerts."""

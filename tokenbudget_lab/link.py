@@ -11,6 +11,8 @@ import json
 import multiprocessing
 import os
 import select
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from .origin import origin
 from .place import Place
 from .rows import from_arrow
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_from_wire, pack, to_wire, unpack
-from .writer import Box, Ticket
+from .writer import Bell, Box, Ticket
 
 CONNECT_S = 20.0
 ANSWER_S = 30.0
@@ -62,7 +64,7 @@ class Link:
         self._late: dict[int, Ticket] = {}
         self._outbox: deque[tuple[int, Ticket]] = deque()
         self._lock = threading.Lock()
-        self._wake, self._needed = threading.Event(), threading.Event()
+        self._wake, self._needed = Bell(), Bell()
         self._closing = self._forked = False
         self._connection: Connection | None = connect(place, "commands")
         self._threads = [
@@ -81,11 +83,11 @@ class Link:
         with self._lock:
             self._numbers += 1
             number = self._numbers
+            self._outbox.append((number, ticket))
             self._pending[number] = ticket
-        self._outbox.append((number, ticket))
-        self._wake.set()
+        self._wake.ring()
         if self._connection is None:
-            self._needed.set()
+            self._needed.ring()
 
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a connection of its own."""
@@ -107,12 +109,11 @@ class Link:
         """Send all that waits in one message, again and again."""
         while True:
             self._wake.wait()
-            self._wake.clear()
             if self._closing and not self._outbox:
                 return
             connection = self._connection
             if connection is None:
-                self._needed.set()
+                self._needed.ring()
                 continue
             while self._outbox:
                 batch: list[tuple[int, Ticket]] = []
@@ -173,18 +174,17 @@ class Link:
 
     def _give_up_on_silence(self) -> None:
         """A keeper that was stopped answers nobody: say so, rather than block a notebook for ever."""
-        oldest = min(self._sent_at.values(), default=None)
+        oldest = min(list(self._sent_at.values()), default=None)
         if oldest is None or time.monotonic() - oldest < ANSWER_S:
             return
-        silent = [n for n, at in self._sent_at.items() if time.monotonic() - at >= ANSWER_S]
-        waiting = [
-            n for n in silent if getattr(self._pending.get(n), "command", None) and getattr(self._pending[n].command, "wait", 0)
-        ]
-        for number in waiting:
-            self._sent_at.pop(number, None)  # standing in line is no silence
-        self._fail(
-            [n for n in silent if n not in waiting], f"no answer within {ANSWER_S:g} s; what was asked may still be done"
-        )
+        now = time.monotonic()
+        silent = [n for n, at in list(self._sent_at.items()) if now - at >= ANSWER_S + self._may_wait_s(n)]
+        self._fail(silent, f"no answer within {ANSWER_S:g} s; what was asked may still be done")
+
+    def _may_wait_s(self, number: int) -> float:
+        """How long a command may stand in line: that is no silence."""
+        ticket = self._pending.get(number)
+        return 0.0 if ticket is None else getattr(ticket.command, "wait", 0) / 1e6
 
     def _fail(self, numbers: Sequence[int], reason: str) -> None:
         boxes: dict[Box, list[Ticket]] = {}
@@ -203,22 +203,21 @@ class Link:
         """When somebody needs it: find or start a keeper, and send again all that is unanswered."""
         if not self._pending:
             self._needed.wait(0.5)
-            self._needed.clear()
             return
         try:
             connection = connect(self.place, "commands")
         except (TokenBudgetError, OSError) as error:
             self._fail(list(self._pending), str(error))
             return
-        with self._lock:
+        with self._lock:  # what comes from now on is in the outbox
             unanswered = sorted(self._pending.items())
-        self._outbox.clear()
+            self._outbox.clear()
         for start in range(0, len(unanswered), AT_ONCE):
             if not self._send_batch(connection, unanswered[start : start + AT_ONCE]):
                 connection.close()
                 return
         self._connection = connection
-        self._wake.set()
+        self._wake.ring()
 
     # --- the end ---------------------------------------------------------------------------------------------------------
 
@@ -230,8 +229,8 @@ class Link:
         while time.monotonic() < deadline and any(not getattr(t.command, "wait", 0) for t in list(self._pending.values())):
             time.sleep(0.002)
         self._closing = True
-        self._wake.set()
-        self._needed.set()
+        self._wake.ring()
+        self._needed.ring()
         me = threading.current_thread()
         if self._connection is not None:
             _shut(self._connection)
@@ -333,19 +332,47 @@ def find(place: Place, purpose: str) -> Connection | None:
     if not address:
         return None
     try:
-        connection = Client(address, family="AF_UNIX", authkey=read_key(place))
-    except (OSError, EOFError, multiprocessing.AuthenticationError):
+        key, connection = read_key(place), _dial(address)
+    except OSError:
         return None
     try:
+        answer_challenge(connection, key)
+        deliver_challenge(connection, key)
         connection.send_bytes(pack({"protocol": PROTOCOL_VERSION, "purpose": purpose, "origin": origin()}))
         ok, what = unpack(connection.recv_bytes(65_536))
-    except (OSError, EOFError, ValueError):
+        if purpose == "commands":  # whose reader looks before it reads, and may look for hours
+            _be_patient(connection, 0)
+    except BlockingIOError as error:
+        connection.close()
+        raise KeeperUnreachable(str(place.file), f"it does not answer within {CONNECT_S:g} s; it may be stopped") from error
+    except (OSError, EOFError, ValueError, multiprocessing.AuthenticationError):
         connection.close()
         return None
     if not ok:
         connection.close()
         raise error_from_wire(what)
     return connection
+
+
+def _dial(address: str) -> Connection:
+    """Connect; whatever is not answered or taken within `CONNECT_S` fails, because a stopped process answers nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(CONNECT_S))
+        made.connect(address)
+        connection = Connection(made.detach())
+    _be_patient(connection, CONNECT_S)
+    return connection
+
+
+def _be_patient(connection: Connection, seconds: float) -> None:
+    """How long a read or write may block; 0 is for ever."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            same.setsockopt(socket.SOL_SOCKET, option, _timeval(seconds))
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
 def _start_alone(place: Place) -> dict[str, Any]:
@@ -422,8 +449,6 @@ def stop(place: Place, timeout_s: float = 10.0) -> bool:
 
 
 def _shut(connection: Connection) -> None:
-    import socket
-
     with suppress(OSError, ValueError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
 

@@ -132,9 +132,17 @@ class Receipt:
         return self._handle is handle
 
     def __repr__(self) -> str:
-        if not self.done:
+        ticket = self._ticket
+        if not ticket.settled:
             return "Receipt(on its way)"
-        return f"Receipt({self._ticket.error or self._ticket.answer[:6]})"
+        if ticket.error is not None:
+            return f"Receipt({type(ticket.error).__name__}: {ticket.error})"
+        if len(ticket.answer) != _COUNTED:
+            return f"Receipt({ticket.answer[1]})"
+        _, seq, _, usd, tokens, requests, basis, *_ = ticket.answer
+        used = {"usd": None if usd is None else usd_of(usd), "tokens": tokens, "requests": requests}
+        amounts = ", ".join(f"{name}={value}" for name, value in used.items() if value is not None)
+        return f"Receipt({amounts}, {basis}, event {seq})"
 
 
 class Reservation:
@@ -149,6 +157,7 @@ class Reservation:
     __slots__ = (
         "_ended",
         "_expires_us",
+        "_found",
         "_ledger",
         "_pico",
         "_receipt",
@@ -163,6 +172,7 @@ class Reservation:
 
     def __init__(self, ledger: Ledger, command: Reserve, answer: tuple[Any, ...]) -> None:
         self._ledger, self._ended = ledger, False
+        self._found = answer[0] != command.id  # by its key: it belongs to the call that made it
         self._receipt: Receipt | None = None  # of what was handed in last
         self.thread = 0  # that asked for it, while it is held
         self.id: str = answer[0]
@@ -269,8 +279,11 @@ class Reservation:
         return self._state
 
     def leave(self, error: BaseException | None) -> Receipt | None:
-        """What leaving the block does: nothing after commit or rollback, else a loss (error) or a rollback."""
-        if not self._ended and self._state == "open":
+        """What leaving the block does: nothing after commit or rollback, else a loss (error) or a rollback.
+
+        What a key found is left as it is: whoever reserved it may be in the middle of the call.
+        """
+        if not self._ended and self._state == "open" and not self._found:
             return self.lose() if error is not None else self.rollback()
         return self._receipt
 

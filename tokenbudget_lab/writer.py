@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from . import clock
@@ -170,6 +171,8 @@ class Box(Protocol):
     origin: str | None
     closed: bool
     """Nobody waits here any more: its waiters leave the line."""
+    sends_again: bool
+    """What is not answered is sent again, to whoever owns the ledger then."""
 
     def deliver(self, tickets: list[Ticket]) -> None:
         """Hand over answers; called by the writer's thread, must not block."""
@@ -179,7 +182,7 @@ class Box(Protocol):
 class DirectBox:
     """Answers for threads: each is woken by its ticket."""
 
-    closed = False
+    closed = sends_again = False
 
     def __init__(self, origin: str | None) -> None:
         self.origin = origin
@@ -193,7 +196,7 @@ class DirectBox:
 class LoopBox:
     """Answers for one event loop: one wake-up for all of a batch."""
 
-    closed = False
+    closed = sends_again = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop, origin: str | None) -> None:
         self.loop, self.origin = loop, origin
@@ -242,13 +245,54 @@ class Desk(Protocol):
         ...
 
 
-def finish(done: threading.Event) -> None:
+class Bell:
+    """Wakes one thread. Ringing is one step in C: Ctrl-C inside `threading.Event.set` would leave its lock taken for ever."""
+
+    __slots__ = ("_rung",)
+
+    def __init__(self) -> None:
+        self._rung: SimpleQueue[None] = SimpleQueue()
+
+    def ring(self) -> None:
+        """Wake it, now or when it next waits."""
+        self._rung.put(None)
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until it rings, or has since the last time."""
+        with contextlib.suppress(Empty):
+            self._rung.get(timeout=timeout_s)
+            while True:
+                self._rung.get_nowait()
+
+
+class Latch:
+    """Opens once; as safe against Ctrl-C as a bell."""
+
+    __slots__ = ("_lock", "is_open")
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def open(self) -> None:
+        """Let everybody through."""
+        self.is_open = True
+        self._lock.release()
+
+    def wait(self) -> None:
+        """Until it is open."""
+        if not self.is_open and self._lock.acquire():
+            self._lock.release()
+
+
+def finish(done: Latch) -> None:
     """Wait for work that must not be left in the middle; Ctrl-C meanwhile is let through afterwards.
 
     A thread that is inside DuckDB when the interpreter goes down takes the process with it.
     """
     interrupt: KeyboardInterrupt | None = None
-    while not done.is_set():
+    while not done.is_open:
         try:
             done.wait()
         except KeyboardInterrupt as error:
@@ -292,18 +336,19 @@ class Writer:
     ) -> None:
         watched = boot_ns is not None or clock_ns is time.time_ns
         self._watch = Watch(clock_ns, boot_ns or clock.boot_ns) if watched else None
+        self._now = 0  # the clock at the last batch, Unix microseconds
         self._behind = False  # the clock was, when the ledger was opened
         self._copies: list[Ticket] = []
         self.store, self.clock_ns, self.ids, self.origin = store, clock_ns, ids, origin
         self.where = store.where
         self._queue: deque[Ticket] = deque()
-        self._idle, self._wake = False, threading.Event()
+        self._idle, self._wake = False, Bell()
         self._closing = self._forked = self._gone = False
         self._pid = os.getpid()
         self._waiters: dict[str, Waiter] = {}  # by command id, in order of arrival
         self._alarms: list[int] = []  # a heap of instants at which waiters must be looked at
         self._failed_start: BaseException | None = None
-        self._ready, self._ended = threading.Event(), threading.Event()
+        self._ready, self._ended = Latch(), Latch()
         self._thread = threading.Thread(target=self._run, name=f"tokenbudget writer {self.where}", daemon=True)
         self._thread.start()
         try:
@@ -344,7 +389,7 @@ class Writer:
         ticket.desk = self
         self._queue.append(ticket)
         if self._idle:
-            self._wake.set()
+            self._wake.ring()
         if self._gone:  # the thread ended in between
             self._turn_away()
 
@@ -370,7 +415,7 @@ class Writer:
             ticket.desk = self
         self._queue.extend(tickets)
         if self._idle:
-            self._wake.set()
+            self._wake.ring()
         if self._gone:
             self._turn_away()
 
@@ -379,7 +424,7 @@ class Writer:
         if self._forked or self._closing:
             return
         self._closing = True
-        self._wake.set()
+        self._wake.ring()
         if threading.current_thread() is not self._thread:
             finish(self._ended)
 
@@ -393,7 +438,7 @@ class Writer:
         try:
             self._serve()
         finally:
-            self._ended.set()
+            self._ended.open()
 
     def _serve(self) -> None:
         try:
@@ -403,7 +448,7 @@ class Writer:
             self.store.close()
             return
         finally:
-            self._ready.set()
+            self._ready.open()
         while True:
             batch = self._take()
             if not batch and self._closing:
@@ -414,8 +459,7 @@ class Writer:
     def _take(self) -> list[Ticket]:
         if not self._queue:
             self._idle = True
-            self._wake.clear()
-            # Looked at again after `idle` was said: whoever came before that has not set the event.
+            # Looked at again after `idle` was said: whoever came before that has not rung.
             if not self._queue and not self._closing:
                 self._wake.wait(self._until_alarm_s())
             self._idle = False
@@ -441,6 +485,11 @@ class Writer:
             self._deliver(self._only_read(batch, stopped))
             return
         ts = self.clock_ns() // 1000
+        if ts < self._now and self._waiters:  # the clock was put back, and their time must not grow
+            for waiter in self._waiters.values():
+                waiter.deadline -= self._now - ts
+            self._alarms = sorted(alarm - (self._now - ts) for alarm in self._alarms)
+        self._now = ts
         answered: list[Ticket] = []
         try:
             if self._broken:
@@ -605,7 +654,7 @@ class Writer:
             if not waiter.tickets:
                 del self._waiters[id]
                 continue
-            size = (command.budget, command.usd, command.tokens, command.requests)
+            size = (command.budget, command.usd, command.tokens, command.requests, command.key)
             if size not in refused:
                 if self._answer(waiter.tickets[0], ts):
                     del self._waiters[id]
@@ -677,13 +726,14 @@ class Writer:
         for ticket in answered:
             boxes.setdefault(ticket.box, []).append(ticket)
         for box, tickets in boxes.items():
-            box.deliver(tickets)
+            try:
+                box.deliver(tickets)
+            except Exception:  # one client's trouble; the others must not wait for ever
+                log.exception("%s: answers could not be handed over", self.where)
 
     def _finish(self) -> None:
         waiting = [ticket for waiter in self._waiters.values() for ticket in waiter.tickets]
-        for ticket in waiting:
-            ticket.error = LedgerClosed(self.where)
-        self._deliver(waiting)
+        self._refuse(waiting)
         with contextlib.suppress(LedgerUnavailable):  # refusals that were only counted; no caller waits for them
             self.decisions.flush_refusals(self.clock_ns() // 1000, now=True)
             events = self._take_events()
@@ -698,9 +748,13 @@ class Writer:
         with contextlib.suppress(IndexError):
             while True:
                 late.append(self._queue.popleft())
-        for ticket in late:
+        self._refuse(late)
+
+    def _refuse(self, tickets: list[Ticket]) -> None:
+        """Nobody is left to answer these; who sends again to the next keeper is not told anything."""
+        for ticket in tickets:
             ticket.error = LedgerClosed(self.where)
-        self._deliver(late)
+        self._deliver([ticket for ticket in tickets if not ticket.box.sends_again])
 
 
 def _after_fork_in_child() -> None:

@@ -30,7 +30,7 @@ from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, put_b
 from ..rows import COLUMNS, from_row, to_batch, to_row
 from ..state import State
 from ..store import Loss
-from ..writer import finish
+from ..writer import Latch, finish
 
 if TYPE_CHECKING:
     import duckdb
@@ -100,14 +100,14 @@ class DuckDBStore:
         Interrupted, it lets the work end, takes it back, and then lets the interrupt through.
         """
         failed: list[BaseException] = []
-        done = threading.Event()
+        done = Latch()
 
         def run() -> None:
             try:
                 work()
             except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
                 failed.append(error)
-            done.set()
+            done.open()
 
         threading.Thread(target=run, name=f"tokenbudget opening {self.where}", daemon=True).start()
         try:
