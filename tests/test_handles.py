@@ -351,3 +351,25 @@ def test_an_ended_call_leaves_nothing_to_the_garbage_collector(ledger: tbl.Ledge
     finally:
         gc.enable()
     assert left_over < 100  # a loop and its first call leave a few of Python's own
+
+
+def test_a_block_that_found_its_call_by_key_leaves_it_alone(ledger: tbl.Ledger) -> None:
+    """Whoever reserved it may be in the middle of the call; only a commit or rollback that is said ends it.
+
+    limit     100 tokens
+    reserve   first 100, key=row-1
+    reserve   second 100, key=row-1, and the block is left, by an error too
+    reserve   third 100  refused
+    commit    first 100
+    """
+    lab = ledger.budget("lab", tokens=100)
+    with lab.reserve(tokens=100, key="row-1", if_lost="count") as first:
+        with lab.reserve(tokens=100, key="row-1") as second:
+            assert second.id == first.id
+        with pytest.raises(KeyError), lab.reserve(tokens=100, key="row-1"):
+            raise KeyError
+        assert first.state == "open"
+        with pytest.raises(tbl.BudgetExceeded):
+            lab.reserve_sync(tokens=100)
+        first.commit(tokens=90)
+    assert lab.balance.committed_tokens == 90

@@ -303,3 +303,107 @@ def test_copying_and_hashing_the_file_while_it_is_used_harms_nothing(place: Plac
         with lab.reserve(usd="0.5") as call:
             call.commit(usd="0.5")
         ledger.verify()
+
+
+# --- a keeper that does not answer --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[tbl.Ledger]:
+    """A ledger whose keeper is stopped in its tracks, and clients that give up after a second."""
+    monkeypatch.setattr(link, "ANSWER_S", 1.0)
+    monkeypatch.setattr(link, "CONNECT_S", 1.0)
+    ledger = tbl.connect(place.file)
+    ledger.budget("lab", tokens=100)
+    pid = int(place.read_owner()["pid"])
+    os.kill(pid, signal.SIGSTOP)
+    yield ledger
+    os.kill(pid, signal.SIGCONT)
+    ledger.close()
+    link.stop(place)
+
+
+@pytest.mark.parametrize("what", ["reserve", "wait", "connect", "rows", "status"])
+def test_a_keeper_that_is_stopped_hangs_nobody(stopped: tbl.Ledger, place: Place, what: str) -> None:
+    """Each verb says within its time that nobody answers; waiting in line is given its own time first."""
+    lab = tbl.Budget(stopped, "lab")
+    verbs: dict[str, Callable[[], object]] = {
+        "reserve": lambda: lab.reserve_sync(tokens=1),
+        "wait": lambda: lab.reserve_sync(tokens=1, wait=1),
+        "connect": lambda: tbl.connect(place.file),
+        "rows": lambda: stopped.sql("select 1 from events"),
+        "status": lambda: link.status(place),
+    }
+    with pytest.raises(tbl.KeeperUnreachable):
+        verbs[what]()
+
+
+def test_a_keeper_that_is_asked_to_leave_sends_no_waiter_away(place: Place) -> None:
+    """Who stands in line stands in the next one's.
+
+    reserve   100 of 100
+    reserve   100  waits
+    stop      the keeper
+    rollback  the first
+    """
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", tokens=100)
+        first = lab.reserve_sync(tokens=100)
+        got: list[object] = []
+
+        def wait() -> None:
+            try:
+                got.append(lab.reserve_sync(tokens=100, wait=60))
+            except tbl.TokenBudgetError as error:
+                got.append(error)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        until(lambda: lab.balance.reserved_tokens == 100)
+        link.stop(place)
+        first.rollback().result()
+        waiting.join(30)
+        assert [type(each) for each in got] == [tbl.Reservation]
+    link.stop(place)
+
+
+INTERRUPTED = """if True:
+    import random, signal, sys, threading, time
+    import tokenbudget_lab as tbl
+    seconds = float(sys.argv[1])
+    ledger = tbl.connect(sys.argv[2]) if len(sys.argv) > 2 else tbl.connect(":memory:")
+    lab = ledger.budget("lab", tokens=10**9)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    ends, interrupts = time.monotonic() + seconds, 0
+    while time.monotonic() < ends:
+        try:
+            # Again after a while: Python drops an interrupt that comes in the middle of a __del__.
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 3e-3), 0.05)
+            while True:
+                with lab.reserve(tokens=1) as call:
+                    call.commit(tokens=1)
+        except KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            interrupts += 1
+        lab.balance
+    ledger.verify()
+    ledger.close()
+    print(interrupts)
+"""
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(4, id="few"), pytest.param(120, id="many", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("where", ["memory", "keeper"])
+@pytest.mark.timeout(300)
+def test_ctrl_c_at_any_moment_hangs_nothing(place: Place, where: str, seconds: int) -> None:
+    """Hundreds of interrupts, and every time the next verb is answered."""
+    child = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(seconds), *([str(place.file)] if where == "keeper" else [])],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds + 60,
+    )
+    assert child.returncode == 0, child.stderr
+    assert int(child.stdout) > 100
+    link.stop(place)

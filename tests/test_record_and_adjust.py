@@ -269,3 +269,18 @@ def test_an_adjustment_of_nothing_is_an_error_in_the_call_itself(ledger: tbl.Led
         with pytest.raises(tbl.InvalidValue):
             lab.adjust(entry.reservation, **wrong)
     assert log.kinds == ["budget_set", "recorded"]
+
+
+def test_a_budget_adjusts_its_own_spend_and_that_below_it(ledger: tbl.Ledger, log: Log) -> None:
+    """What counts elsewhere is not its business.
+
+    record    lab/study 100, other 100
+    adjust    lab: the study's 50; other: the study's 0  refused
+    """
+    lab, other = ledger.budget("lab", tokens=1000), ledger.budget("other", tokens=1000)
+    study = ledger.budget("lab/study", tokens=1000)
+    entry = counted(study.record(tokens=100))
+    lab.adjust(entry.reservation, tokens=50).result()
+    with pytest.raises(tbl.NotAdjustable, match="of lab/study, not of other"):
+        other.adjust(entry.reservation, tokens=0).result()
+    assert (study.balance.committed_tokens, log.kinds.count("adjusted")) == (50, 1)

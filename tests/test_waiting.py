@@ -604,3 +604,70 @@ def test_an_interrupt_inside_a_blocking_wait_leaves_nothing_held(ledger: tbl.Led
     elsewhere[0].rollback().result()
     assert (lab.balance.reserved_tokens, lab.balance.calls_in_flight) == (0, 0)
     assert lab.reserve_sync(tokens=1000).tokens == 1000
+
+
+# --- whose room it is --------------------------------------------------------------------------------------------------------
+
+
+def test_a_wait_for_somebody_elses_room_is_no_deadlock(ledger: tbl.Ledger) -> None:
+    """Though the thread holds something under the same ancestor, where there is room.
+
+    limit     lab/x 100, lab/y 100
+    reserve   lab/y 100 by another thread, which gives it back
+    reserve   lab/x 100, then lab/y 100  waits, and is granted
+    """
+    ledger.budget("lab", limits=[])
+    x, y = ledger.budget("lab/x", tokens=100), ledger.budget("lab/y", tokens=100)
+    held: list[tbl.Reservation] = []
+    other = threading.Thread(target=lambda: held.append(y.reserve_sync(tokens=100)))
+    other.start()
+    other.join()
+    back = threading.Timer(0.2, held[0].rollback)
+    with x.reserve(tokens=100):
+        back.start()
+        y.reserve_sync(tokens=100, wait=30).rollback().result()
+    back.join()
+
+
+def test_a_waiting_key_gets_the_call_that_has_it_though_its_size_was_refused(ledger: tbl.Ledger) -> None:
+    """In the same round, behind one of the same size that does not fit.
+
+    limit     100 tokens
+    reserve   60
+    reserve   b 60 key=k, a 60, c 60 key=k  wait
+    rollback  the first
+    """
+    lab = ledger.budget("lab", tokens=100)
+
+    async def story() -> None:
+        first = await lab.reserve(tokens=60)
+        b, a, c = [await in_line(lab, tokens=60, wait=60, key=key) for key in ("k", None, "k")]
+        await first.rollback()
+        assert (await soon(b)).id == (await soon(c)).id
+        assert not a.done()
+        a.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_clock_that_is_put_back_makes_nobody_wait_longer(ledger: tbl.Ledger, clock: Clock) -> None:
+    """The time in line is what passes, whatever the clock says.
+
+    reserve   100 of 100
+    reserve   100  waits for 60 s
+    clock     back 30 min, on 61 s
+    """
+    lab = ledger.budget("lab", tokens=100)
+
+    async def story() -> None:
+        await lab.reserve(tokens=100, timeout=3600)
+        waits = await in_line(lab, tokens=100, wait=60)
+        clock.advance(-1800)
+        assert lab.balance.reserved_tokens == 100
+        assert not waits.done()
+        clock.advance(61)
+        assert lab.balance.reserved_tokens == 100
+        with pytest.raises(tbl.BudgetExceeded):
+            await soon(waits)
+
+    asyncio.run(story())

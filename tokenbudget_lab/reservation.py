@@ -384,7 +384,11 @@ class Reserving:
         return f"<reserve(...), {'asked' if self._asked else 'not asked yet: enter or await it'}>"
 
     def __del__(self, warn: Any = warnings.warn) -> None:
-        if not self._asked:
+        try:
+            asked = self._asked
+        except NotEntered:  # interrupted while it was made
+            return
+        if not asked:
             warn(
                 "a reserve(...) was never entered or awaited, so nothing was reserved",
                 RuntimeWarning,
