@@ -24,7 +24,7 @@ from pathlib import Path
 from select import select
 from typing import TYPE_CHECKING, Any
 
-from .errors import LedgerBusy, NotALedger, TokenBudgetError, VersionMismatch
+from .errors import LedgerBusy, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from .events import SCHEMA_VERSION
 from .place import Place, place_of
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_to_wire, from_wire, pack, unpack
@@ -363,8 +363,8 @@ def main(argv: list[str]) -> int:
     except LedgerBusy as error:
         _say({"busy": [error.pid, error.host]})
         return 3
-    except TokenBudgetError as error:
-        name, args = error_to_wire(error)
+    except (TokenBudgetError, OSError) as error:
+        name, args = error_to_wire(error if isinstance(error, TokenBudgetError) else StoreFailed(str(error)))
         _say({"error": [name, [a if isinstance(a, int) else str(a) for a in args]]})
         return 1
     signal.signal(signal.SIGTERM, keeper.stop)

@@ -90,9 +90,13 @@ class Place:
     def write_owner(self, **told: Any) -> None:
         """Say who owns the file: in one step, so that nobody reads half of it."""
         draft = self.folder / f"owner.{os.getpid()}.tmp"
-        draft.touch(mode=0o600)
-        draft.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **told}) + "\n")
-        draft.replace(self.owner)
+        try:
+            draft.touch(mode=0o600)
+            draft.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **told}) + "\n")
+            draft.replace(self.owner)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
     def busy(self, advice: str) -> LedgerBusy:
         """The error that names the owner."""

@@ -100,8 +100,11 @@ class Checkpoint:
         self.mark.unlink(missing_ok=True)
         sync_folder(self.place.folder)
 
-    def restore(self) -> Path:
-        """Put the copy back in the file's place, and keep what was there aside.
+    def restore(self, *, keep: bool) -> Path | None:
+        """Put the copy back in the file's place; from then on nothing is different from before the checkpoint.
+
+        Args:
+            keep: copy what was there aside first.
 
         Returns:
             Where that is.
@@ -109,7 +112,7 @@ class Checkpoint:
         Raises:
             StoreFailed: there is no copy, or it cannot be put back.
         """
-        kept = copy_aside(self.place, new_folder(self.place, "broken"))
+        kept = copy_aside(self.place, new_folder(self.place, "broken")) if keep else None
         put_back(self.place, self.copy, self.place.file.name)
         return kept
 
@@ -189,6 +192,20 @@ def put_back(place: Place, folder: Path, file: str) -> None:
         sync_folder(place.file.parent)
     except OSError as error:
         raise StoreFailed(f"{folder} could not be put back ({error})") from error
+
+
+def rewrite_log(place: Place) -> None:
+    """Put a synced copy of the log in its place: after a sync that failed, what is read may never get to the disk.
+
+    Raises:
+        OSError: it is not sure to be there.
+    """
+    log = log_of(place.file)
+    if log.exists():
+        draft = place.folder / "log"
+        copy_file(log, draft)
+        draft.replace(log)
+        sync_folder(log.parent)
 
 
 def new_folder(place: Place, what: str) -> Path:

@@ -26,7 +26,7 @@ from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, Versi
 from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
 from ..place import Place, check_content, warn_if_shared
-from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, put_back
+from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, put_back, rewrite_log
 from ..rows import COLUMNS, from_row, to_batch, to_row
 from ..state import State
 from ..store import Loss
@@ -43,7 +43,7 @@ MIGRATIONS: dict[int, str] = {}
 _SELECT = ", ".join(COLUMNS)
 _FETCH = 20_000
 _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - question marks
-CHECKPOINT_TRANSACTIONS = 10_000  # a log of so many takes half a second to replay
+CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", "10000"))  # half a second to replay
 CHECKPOINT_LOG = 64 * 2**20  # bytes, or a tenth of the file where that is more
 _DAMAGE = re.compile(r"checksum|corrupt|WAL|replay|serializ|not a valid DuckDB|block|header|enough bytes", re.IGNORECASE)
 SNAPSHOT_EVENTS = 10_000  # behind the last snapshot, at closing
@@ -88,7 +88,7 @@ class DuckDBStore:
             self._undisturbed(self._open)
         except OSError as error:
             self._lock.release()
-            raise NotALedger(self.where, f"its folder cannot be used ({error})") from error
+            raise StoreFailed(f"{place.folder}: {error}") from error
         except BaseException:
             self._lock.release()
             raise
@@ -144,16 +144,18 @@ class DuckDBStore:
         if self.place.file.exists():
             check_content(self.place.file)
         con, found = self._look(head)
-        if found is not None and self._checkpoint.interrupted:
+        if self._checkpoint.interrupted:  # what it wrote may not be on the disk, though it can be read; the copy is
             if con is not None:
                 con.close()
-            kept = self._checkpoint.restore()
+            kept = self._checkpoint.restore(keep=found is not None)
+            con, found = self._look(head)
+            self._checkpoint.end()
+        else:
+            kept = None
+        if kept is not None:
             log.warning(
                 "%s: a checkpoint was cut short; the copy made before it is back, what was found is in %s", self.where, kept
             )
-            con, found = self._look(head)
-        if self._checkpoint.interrupted and found is None:
-            self._checkpoint.end()
         if found is not None:
             con = self._damaged(con, head or Head(0, b""), *found)
         assert con is not None  # noqa: S101 - nothing was found, or it can be read; tells the type checker
@@ -192,6 +194,8 @@ class DuckDBStore:
             found = None if head is None else _missing(con, head)
         except duckdb.Error as error:
             con.close()
+            if head is None:
+                raise NotALedger(self.where, _first_line(error)) from error
             return None, (0, f"DuckDB cannot read it: {_first_line(error)}")
         except BaseException:
             con.close()
@@ -265,11 +269,16 @@ class DuckDBStore:
                 con.execute(folder.joinpath("views.sql").read_text())
                 con.execute("insert into meta values ('schema', ?)", [str(SCHEMA_VERSION)])
                 con.execute("commit")
+                con.execute("checkpoint")  # said, because what fails while it closes is not told
+            if log_of(draft).exists():
+                raise OSError(f"{log_of(draft)} could not be folded into it")
             draft.chmod(0o600)
             draft.rename(self.place.file)
             sync_folder(self.place.file.parent)
         except (OSError, duckdb.Error) as error:
-            raise NotALedger(self.where, f"it cannot be made ({_first_line(error)})") from error
+            if isinstance(error, PermissionError) or "Permission denied" in str(error):
+                raise NotALedger(self.where, f"it cannot be made ({_first_line(error)})") from error
+            raise StoreFailed(f"{self.where} cannot be made: {_first_line(error)}") from error
 
     def _check_version(self, con: duckdb.DuckDBPyConnection) -> None:
         import duckdb
@@ -428,6 +437,10 @@ class DuckDBStore:
 
         with contextlib.suppress(duckdb.Error):
             self._con.close()
+        try:
+            rewrite_log(self.place)
+        except OSError as error:
+            raise StoreFailed(f"the log could not be synced ({error})") from error
         self._open()
 
     def close(self, state: State | None = None) -> None:
