@@ -187,7 +187,8 @@ def test_the_parts_of_a_batch_add_up(ledger: tbl.Ledger) -> None:
 def test_what_is_left_of_a_batch_is_counted_or_given_back(ledger: tbl.Ledger) -> None:
     """The item that is known stays counted, whatever becomes of the rest."""
     lab = ledger.budget("lab", usd=10)
-    for if_lost, state, cost, basis in (("count", "counted", 1, "unknown"), ("release", "released", "0.2", "measured")):
+    ends: Any = (("count", "counted", 1, "unknown"), ("release", "released", "0.2", "measured"))
+    for if_lost, state, cost, basis in ends:
         call = lab.reserve_sync(usd=1, if_lost=if_lost)
         commit_part(ledger, call, "a", 20)
         call.lose().result()
@@ -226,7 +227,7 @@ Step = Callable[[tbl.Ledger, list[tbl.Reservation], list[int]], object]
 
 
 def reserve(
-    budget: str, held: dict[str, Any], if_lost: str, ledger: tbl.Ledger, calls: list[tbl.Reservation], now: list[int]
+    budget: str, held: dict[str, Any], if_lost: Any, ledger: tbl.Ledger, calls: list[tbl.Reservation], now: list[int]
 ) -> None:
     """Hold, for ten seconds."""
     calls.append(ledger.budget(budget).reserve_sync(**held, if_lost=if_lost, timeout=10))

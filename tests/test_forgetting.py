@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_what_is_open_is_never_forgotten(lab: tbl.Budget, log: Log, forget: Forg
 
 
 @pytest.mark.parametrize(("if_lost", "counted"), [("count", 300), ("release", 0)])
-def test_a_very_late_commit_counts(lab: tbl.Budget, forget: Forget, if_lost: str, counted: int) -> None:
+def test_a_very_late_commit_counts(lab: tbl.Budget, forget: Forget, if_lost: Literal["count", "release"], counted: int) -> None:
     """In the place of what was counted for it, if anything was.
 
     reserve   300 for 60 s

@@ -25,7 +25,7 @@ def test_there_are_four_ways_to_the_same_reservation(ledger: tbl.Ledger, log: Lo
     """
     lab = ledger.budget("lab", tokens=1000)
 
-    def use(held: tbl.Reservation) -> tbl.Receipt:
+    def use(held: tbl.Reservation) -> tbl.Receipt[tbl.Counted]:
         assert (held.tokens, held.budget, held.state, lab.balance.reserved_tokens) == (300, "lab", "open", 300)
         return held.commit(tokens=100)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.conftest import Log
 from tokenbudget_lab.stores.memory import MemoryStore
 
 
-def a_failure(held: tbl.Reservation) -> tbl.Receipt:
+def a_failure(held: tbl.Reservation) -> tbl.Receipt[tbl.Counted]:
     """A commit that the ledger refuses, and that nobody has read."""
     held.rollback().result()
     receipt = held.commit(tokens=1)
@@ -42,7 +43,7 @@ def test_what_is_submitted_in_a_loop_can_be_awaited_there(ledger: tbl.Ledger) ->
     async def story() -> int:
         receipts = [lab.record(tokens=1) for _ in range(100)]
         told = [await receipt for receipt in receipts]
-        return sum(counted.tokens or 0 for counted in told if isinstance(counted, tbl.Counted))
+        return sum(counted.tokens or 0 for counted in told)
 
     assert asyncio.run(story()) == lab.balance.committed_tokens == 100
 
@@ -187,3 +188,17 @@ def test_leaving_the_block_raises_what_failed_in_it(ledger: tbl.Ledger) -> None:
     with pytest.raises(ZeroDivisionError) as own:
         blocking(ZeroDivisionError())
     assert "is committed with 300 tokens" in own.value.__notes__[0]
+
+
+def test_a_receipt_says_what_was_counted(ledger: tbl.Ledger) -> None:
+    """In dollars, tokens and calls; of a rollback, the state; of a failure, the error."""
+    lab = ledger.budget("lab", usd=10)
+    held, back = lab.reserve_sync(usd=1), lab.reserve_sync(usd=1)
+    receipts: list[tbl.Receipt[Any]] = [held.commit(usd="0.25", tokens=7), back.rollback(), held.commit(usd="0.5")]
+    for receipt in receipts[:2]:
+        receipt.result()
+    with pytest.raises(tbl.ReservationClosed):
+        receipts[2].result()
+    assert repr(receipts[0]).startswith("Receipt(usd=0.25, tokens=7, requests=1, measured, event ")
+    assert repr(receipts[1]) == "Receipt(rolled_back)"
+    assert repr(receipts[2]).startswith("Receipt(ReservationClosed: ")

@@ -14,7 +14,7 @@ from tokenbudget_lab.commands import Adjust, Record
 from tokenbudget_lab.events import from_detail
 
 
-def counted(receipt: tbl.Receipt) -> tbl.Counted:
+def counted(receipt: tbl.Receipt[tbl.Counted]) -> tbl.Counted:
     told = receipt.result()
     assert isinstance(told, tbl.Counted)
     return told

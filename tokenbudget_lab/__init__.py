@@ -8,7 +8,7 @@
         call.commit(reply.usage)
 
 The files read in this order: errors → usage → limits → events → commands → accounts → state → decide → store → writer →
-reservation → ledger; then stores → wire → keeper → pricing → connection, and what is built on them.
+reservation → ledger; then heads → recovery → stores → wire → keeper → pricing → connection, and what is built on them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from decimal import ROUND_FLOOR, Decimal, localcontext
 from typing import Any
 
 from .errors import money, shown
-from .limits import FOREVER, RESOURCES, decimal_or_int, instant
+from .limits import FOREVER, RESOURCES, decimal_or_int, instant, window_text
 from .usage import EXACT
 
 
@@ -46,7 +46,7 @@ class LimitBalance:
             return float((self.committed + self.reserved) / self.limit) if self.limit else 1.0
 
     def __str__(self) -> str:
-        per = f" per {self.window}" if self.window else ""
+        per = f" per {window_text(self.window)}" if self.window else ""
         if self.resource == "usd":
             return f"{money(self.left, rounding=ROUND_FLOOR)} of {money(self.limit)}{per} left"
         return f"{self.left:,} of {self.limit:,} {self.resource}{per} left"

@@ -11,7 +11,7 @@ from .checks import key_of, seconds, tags_of, text_of
 from .commands import Adjust, CloseBudget, GetBalance, Record, Reserve, SetLimit
 from .errors import InvalidValue, LedgerUnavailable, shown
 from .limits import Window, micros, window_code
-from .reservation import Receipt, Reservation, Reserving, basis_of, counts_of
+from .reservation import Counted, Receipt, Reservation, Reserving, basis_of, counts_of
 from .usage import Money, Usage, pico_of, tokens_of
 
 if TYPE_CHECKING:
@@ -92,12 +92,27 @@ class Budget:
         amounts = (usd, tokens, requests, model, input_tokens, max_output_tokens)
         return Reserving(self, (*amounts, timeout, wait, key, tags, if_lost))
 
-    def reserve_sync(self, **what: Any) -> Reservation:
+    def reserve_sync(
+        self,
+        *,
+        usd: Money | None = None,
+        tokens: int | None = None,
+        requests: int | None = None,
+        model: str | None = None,
+        input_tokens: int | None = None,
+        max_output_tokens: int | None = None,
+        timeout: float | timedelta | None = None,
+        wait: float = 0,
+        key: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        if_lost: Literal["count", "release"] | None = None,
+    ) -> Reservation:
         """Ask for a reservation now and block until it is granted or refused; takes what `reserve` takes.
 
         Safe inside a running event loop, but a wait would block that loop.
         """
-        return self.reserve(**what).ask()
+        amounts = (usd, tokens, requests, model, input_tokens, max_output_tokens)
+        return Reserving(self, (*amounts, timeout, wait, key, tags, if_lost)).ask()
 
     def command(
         self,
@@ -150,7 +165,7 @@ class Budget:
         key: str | None = None,
         tags: Mapping[str, str] | None = None,
         response_id: str | None = None,
-    ) -> Receipt:
+    ) -> Receipt[Counted]:
         """Count spend that had no reservation: another tool's, an import. No limit refuses it; the money is gone.
 
         Args:
@@ -191,7 +206,7 @@ class Budget:
         tokens: int | None = None,
         requests: int | None = None,
         reason: str | None = None,
-    ) -> Receipt:
+    ) -> Receipt[Counted]:
         """Correct what a committed, recorded or counted call used, in absolute amounts.
 
         Args:

@@ -131,7 +131,7 @@ class Ledger:
         self._timeout = seconds("timeout", timeout)
         self.desk: Desk = desk if desk is not None else Writer(store, clock_ns=clock_ns, ids=ids, origin=origin())  # type: ignore[arg-type] # one of both is given
         self.prices, self.new_id, self._clock_ns = prices, ids, clock_ns
-        self.unread: list[Receipt] = []
+        self.unread: list[Receipt[Any]] = []
         self._direct = DirectBox(self.desk.origin)
         self._loops: dict[int, LoopBox] = {}
         self._held: dict[str, Reservation] = {}  # by id, while they are open as far as this process knows
@@ -235,11 +235,11 @@ class Ledger:
             box = self._loops[id(loop)] = LoopBox(loop, self.desk.origin)
         return box
 
-    def submit(self, command: Command, handle: object) -> Receipt:
+    def submit(self, command: Command, handle: object) -> Receipt[Any]:
         """Hand in what no limit can refuse."""
         loop = asyncio._get_running_loop()  # noqa: SLF001 - asyncio documents it for those who need no exception
         ticket = Ticket(command, self._direct) if loop is None else Ticket(command, self._box(loop), loop.create_future())
-        receipt = Receipt(self, ticket, handle)
+        receipt: Receipt[Any] = Receipt(self, ticket, handle)
         self.desk.submit(ticket)
         return receipt
 

@@ -111,7 +111,7 @@ def describe(caps: Iterable[Cap], tz: str = "UTC") -> str:
         amounts = [money(usd_of(cap.usd))] if cap.usd is not None else []
         amounts += [f"{cap.tokens:,} tokens"] if cap.tokens is not None else []
         amounts += [f"{cap.requests:,} requests"] if cap.requests is not None else []
-        per = f" per {cap.window} ({tz})" if cap.window else ""
+        per = f" per {window_text(cap.window)} ({tz})" if cap.window else ""
         parts.append(f"{', '.join(amounts)}{per}")
     return "; ".join(parts) or "no limit"
 
@@ -136,6 +136,22 @@ def window_code(window: Window) -> str:
     if window not in ("day", "week", "month"):
         raise InvalidValue("window", f"{window!r} is not None, 'day', 'week', 'month' or a timedelta")
     return str(window)
+
+
+def window_text(code: str) -> str:
+    """A window as people say it.
+
+    Examples:
+        >>> window_text("day"), window_text("43200s"), window_text("604800s"), window_text("90s")
+        ('day', '12 h', '7 d', '90 s')
+    """
+    if not code.endswith("s"):
+        return code
+    seconds = int(code[:-1])
+    size, unit = next(
+        (size, unit) for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")) if seconds % size == 0
+    )
+    return f"{seconds // size} {unit}"
 
 
 def zone(tz: str) -> ZoneInfo:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from .balance import Balance, LimitBalance
 from .errors import money
+from .limits import window_text
+from .usage import EXACT
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -47,7 +50,7 @@ def _visible(c: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"  # noqa: PLR2004 - as Python writes them
 
 
-def amount(value: Any, resource: str = "usd", *, scale: Any = None) -> str:
+def amount(value: Any, resource: str = "usd", *, scale: Any = None, rounding: str = ROUND_HALF_EVEN) -> str:
     """An amount as people read it; USD to four decimals where the `scale` (a limit, a total) is less than a dollar.
 
     Examples:
@@ -57,8 +60,9 @@ def amount(value: Any, resource: str = "usd", *, scale: Any = None) -> str:
     if resource != "usd":
         return f"{value:,} {resource}"
     if scale is not None and 0 < scale < _CENTS_FROM:
-        return f"{'-' if value < 0 else ''}${abs(value):.4f}"
-    return money(str(value))
+        digits = Decimal(str(value)).copy_abs().quantize(Decimal("0.0001"), rounding=rounding, context=EXACT)
+        return f"{'-' if value < 0 else ''}${digits}"
+    return money(str(value), rounding=rounding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,16 @@ def of_limit(limit: LimitBalance, value: Any) -> str:
     return amount(value, limit.resource, scale=limit.limit)
 
 
+def left_of(limit: LimitBalance) -> str:
+    """What a limit leaves, rounded down: an amount that is shown is an amount that fits.
+
+    Examples:
+        >>> left_of(LimitBalance("lab", "usd", "", Decimal(5), Decimal("0.0005"), Decimal(0), None))
+        '$4.99'
+    """
+    return amount(limit.left, limit.resource, scale=limit.limit, rounding=ROUND_FLOOR)
+
+
 def left_text(limit: LimitBalance) -> str:
     """What one limit leaves, or by how much it is passed.
 
@@ -124,11 +138,11 @@ def left_text(limit: LimitBalance) -> str:
         >>> left_text(LimitBalance("lab", "tokens", "day", 100, 50, 75, None))
         '25 tokens over 100 tokens per day'
     """
-    per = f" per {limit.window}" if limit.window else ""
+    per = f" per {window_text(limit.window)}" if limit.window else ""
     of = of_limit(limit, limit.limit) + per
     if limit.left < 0:
         return f"{of_limit(limit, -limit.left)} over {of}"
-    left = of_limit(limit, limit.left)
+    left = left_of(limit)
     return f"{left.removesuffix(f' {limit.resource}')} of {of} left"
 
 

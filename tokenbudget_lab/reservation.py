@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from .checks import seconds, text_of
 from .commands import Command, Commit, Extend, GetEntry, Lose, Reserve, Rollback
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .ledger import Ledger
 
 log = logging.getLogger("tokenbudget_lab")
+T = TypeVar("T")
 Counts = tuple[int | None, int | None, int | None, int | None, int | None]
 _NO_COUNTS: Counts = (None, None, None, None, None)
 _COUNTED = 10  # fields of the answer to what counts something
@@ -58,7 +59,7 @@ class Counted:
     late: bool
 
 
-class Receipt:
+class Receipt(Generic[T]):
     """Something that was handed in and that no limit can refuse; await it, or ask for its `result()`.
 
     Raises (when read):
@@ -83,7 +84,7 @@ class Receipt:
         """Whether the ledger has answered."""
         return self._ticket.settled
 
-    def result(self, timeout_s: float | None = None) -> Counted | str:
+    def result(self, timeout_s: float | None = None) -> T:
         """Wait for the answer.
 
         Args:
@@ -99,7 +100,7 @@ class Receipt:
             raise TimeoutError(f"no answer within {timeout_s} s; the command is still on its way")
         return self._told()
 
-    def __await__(self) -> Generator[Any, None, Counted | str]:
+    def __await__(self) -> Generator[Any, None, T]:
         if not self._ticket.settled:
             yield from self._ticket.future_here().__await__()
         return self._told()
@@ -114,18 +115,18 @@ class Receipt:
         if ticket.error is not None or self._ledger.unread:
             self._told()
 
-    def _told(self) -> Counted | str:
+    def _told(self) -> T:
         first, self._read = not self._read, True
         if self._ledger.unread:
             with contextlib.suppress(ValueError):
                 self._ledger.unread.remove(self)
         answer = self._ticket.outcome()
         if len(answer) != _COUNTED:
-            return str(answer[1])  # of a rollback: id and state
+            return cast("T", str(answer[1]))  # of a rollback: id and state
         if answer[9] and first:
             self._ledger.alert(answer[9])
         usd = None if answer[3] is None else usd_of(answer[3])
-        return Counted(answer[0], answer[1], instant(answer[2]), usd, *answer[4:9])
+        return cast("T", Counted(answer[0], answer[1], instant(answer[2]), usd, *answer[4:9]))
 
     def belongs_to(self, handle: object) -> bool:
         """Whether that handle made it: a budget, or a reservation's id."""
@@ -173,7 +174,7 @@ class Reservation:
     def __init__(self, ledger: Ledger, command: Reserve, answer: tuple[Any, ...]) -> None:
         self._ledger, self._ended = ledger, False
         self._found = answer[0] != command.id  # by its key: it belongs to the call that made it
-        self._receipt: Receipt | None = None  # of what was handed in last
+        self._receipt: Receipt[Any] | None = None  # of what was handed in last
         self.thread = 0  # that asked for it, while it is held
         self.id: str = answer[0]
         self.budget, self.model = command.budget, command.model
@@ -202,7 +203,7 @@ class Reservation:
         requests: int | None = None,
         basis: Literal["measured", "estimated", "unknown"] = "measured",
         response_id: str | None = None,
-    ) -> Receipt:
+    ) -> Receipt[Counted]:
         """Record what the call used and end the reservation.
 
         Args:
@@ -236,16 +237,16 @@ class Reservation:
         )  # fmt: skip
         return self._submit(command)
 
-    def rollback(self) -> Receipt:
+    def rollback(self) -> Receipt[str]:
         """Give everything back: the call was never sent, or the provider refused it."""
         self._ledger.raise_unread(self.id)
         return self._submit(Rollback(self._ledger.new_id(), self.id))
 
-    def lose(self) -> Receipt:
+    def lose(self) -> Receipt[str]:
         """End it as its expiry would, but now: nobody knows whether the call was billed."""
         return self._submit(Lose(self._ledger.new_id(), self.id))
 
-    def _submit(self, command: Command) -> Receipt:
+    def _submit(self, command: Command) -> Receipt[Any]:
         receipt = self._receipt = self._ledger.submit(command, self.id)
         self._ended = True
         self._ledger.let_go(self)
@@ -278,7 +279,7 @@ class Reservation:
         self._state = str(self._ledger.ask(GetEntry(self._ledger.new_id(), self.id))[2])
         return self._state
 
-    def leave(self, error: BaseException | None) -> Receipt | None:
+    def leave(self, error: BaseException | None) -> Receipt[Any] | None:
         """What leaving the block does: nothing after commit or rollback, else a loss (error) or a rollback.
 
         What a key found is left as it is: whoever reserved it may be in the middle of the call.
@@ -362,7 +363,7 @@ class Reserving:
             except Exception as failed:  # noqa: BLE001 - raised again, or noted beside the block's own
                 _beside(failed, error)
 
-    def _leave(self, error: BaseException | None) -> Receipt | None:
+    def _leave(self, error: BaseException | None) -> Receipt[Any] | None:
         held = self.held
         if held is None:
             return None

@@ -32,7 +32,7 @@ from .demo import CHARACTERS_PER_TOKEN, DemoItem, demo_client, demo_study
 from .errors import BudgetExceeded
 from .handles import Budget
 from .ledger import Verification
-from .render import ASCII, BLOCKS, amount, balance_text, colored_bar, escaped, of_limit
+from .render import ASCII, BLOCKS, amount, balance_text, colored_bar, escaped, left_of, of_limit
 
 if TYPE_CHECKING:
     import anthropic
@@ -144,10 +144,14 @@ def _crash(path: str, *, embedded: bool) -> str:
     code = f"from tokenbudget_lab.study import hold; hold({path!r}, embedded={embedded})"
     home = str(Path(__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env) as child:  # noqa: S603 - our own code
-        assert child.stdout is not None  # noqa: S101 - asked for above; tells the type checker
-        held = child.stdout.readline().strip()
-        child.kill()
+    with subprocess.Popen(  # noqa: S603 - our own code
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+    ) as child:  # a session of its own, so that Ctrl-C is this process's alone, which takes it along
+        try:
+            assert child.stdout is not None  # noqa: S101 - asked for above; tells the type checker
+            held = child.stdout.readline().strip()
+        finally:
+            child.kill()
     return f"Process {child.pid} held {held or 'nothing'} and was killed in the middle of its call. Its hold stays for now."
 
 
@@ -300,7 +304,7 @@ def bars(balances: list[Balance] | tuple[Balance, ...], out: Console) -> Table:
     table = Table("", Column("", no_wrap=True), *right, "", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for balance in balances:
         for limit in (limit for limit in balance.limits if limit.budget == balance.budget):
-            amounts = (of_limit(limit, value) for value in (limit.committed, limit.reserved, limit.left))
+            amounts = (of_limit(limit, limit.committed), of_limit(limit, limit.reserved), left_of(limit))
             name = escaped(balance.budget).replace(f"{ROOT}/", "  ")
             table.add_row(name, colored_bar(limit, 18, _glyphs(out)), *amounts, f"of {of_limit(limit, limit.limit)}")
     return table

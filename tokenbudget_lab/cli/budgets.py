@@ -14,8 +14,8 @@ from rich.table import Table
 
 from tokenbudget_lab.balance import Balance, LimitBalance
 from tokenbudget_lab.errors import InvalidValue
-from tokenbudget_lab.limits import Limit, budget_name, zone
-from tokenbudget_lab.render import balance_text, escaped, of_limit
+from tokenbudget_lab.limits import Limit, budget_name, window_text, zone
+from tokenbudget_lab.render import balance_text, escaped, left_of, of_limit
 
 from .shell import Embedded, Json, LedgerArgument, LedgerOption, chosen, console, examples, glyphs, opened, print_json
 
@@ -91,7 +91,7 @@ def show(
         table.add_row(
             escaped(balance.budget),
             "\n".join(map(limit_text, own)) or "only those above it",
-            "closed" if balance.closed else "\n".join(of_limit(limit, limit.left) for limit in own),
+            "closed" if balance.closed else "\n".join(map(left_of, own)),
         )
     console().print(table if found else "no budgets yet; make one: tokenbudget budget create NAME --usd 5")
 
@@ -131,7 +131,7 @@ def _tell(balance: Balance, *, json: bool) -> None:
 
 def limit_text(of: LimitBalance) -> str:
     """A limit as people say it."""
-    return of_limit(of, of.limit) + (f" per {of.window}" if of.window else "")
+    return of_limit(of, of.limit) + (f" per {window_text(of.window)}" if of.window else "")
 
 
 def window_of(text: str | None) -> Any:

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from tokenbudget_lab.balance import Balance
 from tokenbudget_lab.errors import InvalidValue, LedgerCorrupt, money
-from tokenbudget_lab.render import colored_bar, escaped, of_limit
+from tokenbudget_lab.render import colored_bar, escaped, left_of, of_limit
 
 from .budgets import limit_text
 from .shell import (
@@ -87,7 +87,8 @@ def _balances(found: list[Balance], out: Console) -> Table:
             name += " (closed)"
         own = [limit for limit in balance.limits if limit.budget == balance.budget]
         for limit in own:
-            amounts = (of_limit(limit, value).split()[0] for value in (limit.committed, limit.reserved, limit.left))
+            told = (of_limit(limit, limit.committed), of_limit(limit, limit.reserved), left_of(limit))
+            amounts = (each.split()[0] for each in told)
             drawn = colored_bar(limit, 20 if wide else 10, glyphs(out))
             resets = [f"{limit.ends:%Y-%m-%d %H:%M}" if limit.ends else ""] if windows else []
             table.add_row(name, drawn, *amounts, limit_text(limit), calls, *resets)
