@@ -31,7 +31,7 @@ from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.ledger import Ledger
 from tokenbudget_lab.limits import window_bounds
 from tokenbudget_lab.place import place_of
-from tokenbudget_lab.store import Store
+from tokenbudget_lab.store import Loss, Store
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
 from tokenbudget_lab.usage import MAX_USD, PICO, pico_of, pico_of_cost, usd_of
@@ -1165,7 +1165,9 @@ def test_windows_follow_one_another_and_contain_their_instant(code: str, where: 
 def a_day_with_everything(store: Store) -> Ledger:
     """A ledger with an event of each kind, still open."""
     clock = Clock()
+    store.loss = Loss(10**6, 10**6 + 1, "two events are missing", "damaged-1")  # behind all of these
     ledger = Ledger(store=store, clock_ns=clock.now_ns, ids=uuid7_source(clock.now_ns))
+    ledger.ask(ask.AcceptClock(ledger.new_id()))
     lab = ledger.budget("lab", usd=1, alerts=(0.1,))
     run = ledger.budget("lab/run", limits=[])
     call = run.reserve_sync(usd="0.30", tokens=100, key="k", tags={"arm": "a"}, timeout=60, if_lost="count")

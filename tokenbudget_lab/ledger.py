@@ -384,14 +384,18 @@ class Ledger:
         """
         _, last, head, digest, open_count, _ = self.ask(GetHead(self.new_id()))
         state, broken = State(), 0
-        for event in self.desk.events(last):
-            if event.seq == state.seq + 1 and chained(state.head, event[:-1]).hash != event.hash:
-                broken = broken or event.seq
-            if broken and event.kind == "recovered" and from_detail(event)["seq"] <= broken:
-                broken = 0  # it was found, and given up, and that is part of the chain
-            state.apply(event)
-            if progress is not None and (event.seq % 1000 == 0 or event.seq == last):
-                progress(event.seq, last)
+        try:
+            for event in self.desk.events(last):
+                if event.seq == state.seq + 1 and chained(state.head, event[:-1]).hash != event.hash:
+                    broken = broken or event.seq
+                if broken and event.kind == "recovered" and from_detail(event)["seq"] <= broken:
+                    broken = 0  # it was found, and given up, and that is part of the chain
+                state.apply(event)
+                if progress is not None and (event.seq % 1000 == 0 or event.seq == last):
+                    progress(event.seq, last)
+        except Exception:
+            if not broken:  # else what follows makes no sense, and is not what is wrong
+                raise
         if broken:
             raise LedgerCorrupt(broken, "its hash does not continue the chain; it or an event before it was changed")
         if (state.seq, state.head) != (last, head):

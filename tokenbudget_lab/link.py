@@ -83,8 +83,8 @@ class Link:
         with self._lock:
             self._numbers += 1
             number = self._numbers
+            self._pending[number] = ticket  # first: interrupted from here on, its answer still finds it, and is given back
             self._outbox.append((number, ticket))
-            self._pending[number] = ticket
         self._wake.ring()
         if self._connection is None:
             self._needed.ring()
@@ -226,7 +226,7 @@ class Link:
         if self._forked or self._closing:
             return
         deadline = time.monotonic() + ANSWER_S
-        while time.monotonic() < deadline and any(not getattr(t.command, "wait", 0) for t in list(self._pending.values())):
+        while time.monotonic() < deadline and any(map(_is_owed, list(self._pending.values()))):
             time.sleep(0.002)
         self._closing = True
         self._wake.ring()
@@ -446,6 +446,11 @@ def stop(place: Place, timeout_s: float = 10.0) -> bool:
                 connection.recv_bytes(MAX_MESSAGE)
     connection.close()
     return time.monotonic() < deadline
+
+
+def _is_owed(ticket: Ticket) -> bool:
+    """Whether somebody still waits for this answer, and not in line."""
+    return not ticket.abandoned and not getattr(ticket.command, "wait", 0)
 
 
 def _shut(connection: Connection) -> None:
