@@ -28,11 +28,11 @@ import pytest
 import tokenbudget_lab as tbl
 from tokenbudget_lab import link
 from tokenbudget_lab.commands import Adjust, Command, Commit, Lose, Record, Reserve, Rollback, SetBudget
+from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.errors import Refused
 from tokenbudget_lab.ids import new_id
 from tokenbudget_lab.place import Place, place_of
 from tokenbudget_lab.stores.duckdb import MANY
-from tokenbudget_lab.writer import DirectBox, Ticket
 
 pytestmark = [
     pytest.mark.xdist_group("keeper"),  # one after the other: each of them starts processes

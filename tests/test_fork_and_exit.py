@@ -15,7 +15,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.conftest import Home, Log
-from tokenbudget_lab.writer import Ticket
+from tokenbudget_lab.desk import Ticket
 
 EMBEDDED = pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "keeper"])
 

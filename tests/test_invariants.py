@@ -25,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import tokenbudget_lab.state as fold
 from tests.conftest import Clock
 from tokenbudget_lab import commands as ask
+from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.errors import BudgetExceeded, InvalidValue, LedgerClosed, LedgerCorrupt, StoreFailed
 from tokenbudget_lab.events import FIELDS, GENESIS, Event, Kind, chained
 from tokenbudget_lab.ids import uuid7_source
@@ -35,7 +36,6 @@ from tokenbudget_lab.store import Loss, Store
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
 from tokenbudget_lab.usage import MAX_USD, PICO, pico_of, pico_of_cost, usd_of
-from tokenbudget_lab.writer import DirectBox, Ticket
 
 Three = tuple[int | None, int | None, int | None]  # usd in pico-dollars, tokens, requests
 SECOND = 1_000_000
@@ -138,11 +138,14 @@ class Model:
         self.pots: dict[str, Pot] = {}
         self.charges: list[Charge] = []
         self.line: list[InLine] = []  # in order of arrival
+        self.clock = 0  # at the last batch: put back, it makes nobody wait longer
         self.once: dict[str, tuple[object, tuple[Any, ...]]] = {}  # what was changed by a command that ends nothing
         self.excused: set[str] = set()  # budgets that may be overspent: overrun, late, recorded, adjusted, lowered
 
     def run(self, asked: Sequence[tuple[ask.Command, Any]], now: int, clock: int) -> list[tuple[Any, object]]:
         """One batch of commands, each with who asks: who gets what, as far as it is answered."""
+        back, self.clock = max(0, self.clock - clock), clock
+        self.line = [waiting._replace(until=waiting.until - back) for waiting in self.line]
         self.expire(now)
         told: list[tuple[Any, object]] = []
         for command, who in asked:

@@ -34,7 +34,7 @@ PACKAGE = Path(tbl.__file__).resolve()
 OPEN = """
     import asyncio, json, os, pathlib, sys, threading, time
     import tokenbudget_lab as tbl
-    from tokenbudget_lab.writer import Ticket
+    from tokenbudget_lab.desk import Ticket
     ledger = tbl.connect("spend.duckdb")
     study = ledger.budget("study", tokens=1000)
     print(tbl.__file__, ipykernel.__version__)

@@ -23,9 +23,9 @@ import pytest
 import tokenbudget_lab as tbl
 from tokenbudget_lab import link
 from tokenbudget_lab.commands import Reserve
+from tokenbudget_lab.desk import Desk, Ticket
 from tokenbudget_lab.place import place_of
 from tokenbudget_lab.stores.memory import MemoryStore
-from tokenbudget_lab.writer import Desk, Ticket
 
 pytestmark = pytest.mark.xdist_group("races")  # they want the machine for themselves
 SOON_S = 30.0  # what has not happened by then never will

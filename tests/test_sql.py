@@ -19,9 +19,9 @@ import pytest
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
 from tests.test_frames import Watched
+from tokenbudget_lab.desk import Desk
 from tokenbudget_lab.rows import COLUMNS
 from tokenbudget_lab.sandbox import run
-from tokenbudget_lab.writer import Desk
 
 SECRET = "thirty-nine-steps"
 

@@ -18,7 +18,7 @@ import pytest
 import tokenbudget_lab as tbl
 from tests.conftest import Clock, Log, in_line
 from tokenbudget_lab.commands import Cancel, Reserve
-from tokenbudget_lab.writer import DirectBox, Ticket
+from tokenbudget_lab.desk import DirectBox, Ticket
 
 GRACE_S = 20.0
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import ledger as core
 from .commands import AcceptClock, CopyFile
+from .desk import Desk
 from .errors import InvalidValue
 from .handles import Budget
 from .ids import new_id
@@ -22,7 +23,6 @@ from .ledger import DEFAULT_TIMEOUT_S
 from .pricing import Prices
 from .store import Store
 from .usage import Money
-from .writer import Desk
 
 if TYPE_CHECKING:
     import polars as pl

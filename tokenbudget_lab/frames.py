@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .desk import Desk
 from .sandbox import run
-from .writer import Desk
 
 if TYPE_CHECKING:
     import polars as pl

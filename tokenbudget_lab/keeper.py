@@ -24,11 +24,12 @@ from pathlib import Path
 from select import select
 from typing import TYPE_CHECKING, Any
 
+from .desk import Ticket
 from .errors import LedgerBusy, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from .events import SCHEMA_VERSION
 from .place import Place, place_of
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_to_wire, from_wire, pack, unpack
-from .writer import Ticket, Writer
+from .writer import Writer
 
 if TYPE_CHECKING:
     from .stores.duckdb import DuckDBStore

@@ -17,6 +17,7 @@ from .balance import Balance, balance_of
 from .checks import seconds
 from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudget
 from .decide import Answer
+from .desk import Desk, DirectBox, LoopBox, Ticket
 from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, PriceUnknown, WouldDeadlock, money, shown
 from .events import chained, from_detail, to_detail
 from .handles import Budget
@@ -27,7 +28,7 @@ from .reservation import Receipt, Reservation, Reserving
 from .state import State
 from .store import Store
 from .usage import Money, Usage, pico_of_cost, usd_of
-from .writer import Desk, DirectBox, LoopBox, Ticket, Writer
+from .writer import Writer
 
 log = logging.getLogger("tokenbudget_lab")
 DEFAULT_TIMEOUT_S = 600.0

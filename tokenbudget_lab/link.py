@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands import Reserve, Rollback
+from .desk import Bell, Box, Ticket
 from .errors import InvalidValue, KeeperUnreachable, LedgerClosed, LedgerForked, TokenBudgetError
 from .events import Event
 from .ids import new_id
@@ -34,7 +35,6 @@ from .origin import origin
 from .place import Place
 from .rows import from_arrow
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_from_wire, pack, to_wire, unpack
-from .writer import Bell, Box, Ticket
 
 CONNECT_S = 20.0
 ANSWER_S = 30.0

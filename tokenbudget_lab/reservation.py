@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from .checks import seconds, text_of
 from .commands import Command, Commit, Extend, GetEntry, Lose, Reserve, Rollback
+from .desk import Ticket
 from .errors import InvalidValue, LedgerUnavailable, NotEntered, shown
 from .limits import instant
 from .usage import Money, Usage, pico_of, tokens_of, usd_of
-from .writer import Ticket
 
 if TYPE_CHECKING:
     from .handles import Budget

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from .desk import Desk
 from .errors import LedgerUnavailable, QueryRefused
 from .rows import COLUMNS, INSTANTS, TEXT, USD
-from .writer import Desk
 
 if TYPE_CHECKING:
     import duckdb

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import snapshots
+from ..desk import Latch, finish
 from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
@@ -30,7 +31,6 @@ from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, put_b
 from ..rows import COLUMNS, from_row, to_batch, to_row
 from ..state import State
 from ..store import Loss
-from ..writer import Latch, finish
 
 if TYPE_CHECKING:
     import duckdb
@@ -165,9 +165,10 @@ class DuckDBStore:
             if self.damage is None:
                 self._protected = self._protect()
                 self._appender = con.appender("events")
-                for last in con.execute("select seq, hash from events order by seq desc limit 1").fetchall():
-                    if last != head and self.loss is None:
-                        self._heads.write(Head(*last))
+                last = _last(con)
+                hash = _hash_of(con, last)
+                if hash is not None and (last, hash) != head and self.loss is None:
+                    self._heads.write(Head(last, hash))
         except BaseException as error:
             con.close()
             if isinstance(error, duckdb.Error | OSError):
@@ -477,13 +478,13 @@ def _is_damage(error: duckdb.Error) -> bool:
     return not isinstance(error, duckdb.IOException) or bool(_DAMAGE.search(str(error)))
 
 
-# All rows are fetched: an unfinished result stands in the way of the next append.
+# Over cursors, whose optimizer is on: it skips what cannot hold the row, and nothing stands in the way of the next append.
 def _last(con: duckdb.DuckDBPyConnection) -> int:
-    return int(con.execute("select coalesce(max(seq), 0) from events").fetchall()[0][0])
+    return int(con.cursor().execute("select coalesce(max(seq), 0) from events").fetchall()[0][0])
 
 
 def _hash_of(con: duckdb.DuckDBPyConnection, seq: int) -> bytes | None:
-    rows = con.execute("select hash from events where seq = ?", [seq]).fetchall()
+    rows = con.cursor().execute("select hash from events where seq = ?", [seq]).fetchall()
     return bytes(rows[0][0]) if rows else None
 
 
