@@ -67,6 +67,18 @@ def test_the_log_is_folded_into_the_file_behind_a_copy(place: Place, often: None
         assert ledger.verify().open_reservations == 10
 
 
+def test_a_log_that_has_grown_is_folded_in_whatever_the_number_of_transactions(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few large batches make a log that is as slow to replay as many small ones."""
+    monkeypatch.setattr(store_module, "CHECKPOINT_LOG", 20_000)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        work(ledger, 60)
+        ledger.verify()
+    assert log_of(place.file).stat().st_size < 40_000
+    assert Checkpoint(place).copy.exists()
+
+
 CHECKPOINTING = """if True:
     import os, sys
     import tokenbudget_lab as tbl

@@ -47,7 +47,6 @@ CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTION
 CHECKPOINT_LOG = 64 * 2**20  # bytes, or a tenth of the file where that is more
 _DAMAGE = re.compile(r"checksum|corrupt|WAL|replay|serializ|not a valid DuckDB|block|header|enough bytes", re.IGNORECASE)
 SNAPSHOT_EVENTS = 10_000  # behind the last snapshot, at closing
-_LOOK_EVERY = 256  # transactions, at the log's size
 MANY = 150  # from here on an Arrow batch is cheaper than the appender, and leaves the interpreter free while it is written
 
 _open_stores: weakref.WeakSet[DuckDBStore] = weakref.WeakSet()
@@ -387,11 +386,11 @@ class DuckDBStore:
     def _is_due(self) -> bool:
         if self._transactions >= CHECKPOINT_TRANSACTIONS:
             return True
-        if not self._transactions or self._transactions % _LOOK_EVERY:
+        if self._transactions <= 0:
             return False
         with contextlib.suppress(FileNotFoundError):
-            most = max(CHECKPOINT_LOG, self.place.file.stat().st_size // 10)
-            return log_of(self.place.file).stat().st_size > most
+            size = log_of(self.place.file).stat().st_size
+            return size > CHECKPOINT_LOG and size > self.place.file.stat().st_size // 10
         return False
 
     def copy(self, name: str) -> str:
