@@ -98,6 +98,7 @@ class Writer:
         watched = boot_ns is not None or clock_ns is time.time_ns
         self._watch = Watch(clock_ns, boot_ns or clock.boot_ns) if watched else None
         self._now = 0  # the clock at the last batch, Unix microseconds
+        self._halted = False  # only reading
         self._behind = False  # the clock was, when the ledger was opened
         self._copies: list[Ticket] = []
         self.store, self.clock_ns, self.ids, self.origin = store, clock_ns, ids, origin
@@ -231,6 +232,8 @@ class Writer:
         return batch
 
     def _until_alarm_s(self) -> float | None:
+        if self._halted:  # nothing ends while nothing is written, but the clock may be put right
+            return 1.0
         due = self.decisions.state.due
         while due and due[0][2] not in self.decisions.state.open:
             heapq.heappop(due)
@@ -242,6 +245,7 @@ class Writer:
 
     def _work(self, batch: list[Ticket]) -> None:
         stopped = self._stopped(batch)
+        self._halted = stopped is not None
         if stopped is not None:
             self._deliver(self._only_read(batch, stopped))
             return
