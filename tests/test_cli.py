@@ -29,6 +29,9 @@ COMMANDS = [
     "budget limit",
     "keeper status",
     "keeper stop",
+    "backup",
+    "recover",
+    "clock accept",
 ]
 
 
