@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import decimal
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,9 @@ import pytest
 import tokenbudget_lab as tbl
 from tests.conftest import Home, Log
 from tokenbudget_lab.checks import key_of, tags_of, text_of
+from tokenbudget_lab.place import place_of
+from tokenbudget_lab.stores import duckdb as duckdb_store
+from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.usage import MAX_TOKENS
 
 
@@ -155,6 +159,22 @@ def test_tags_have_any_names(ledger: tbl.Ledger, log: Log, tags: dict[str, str])
 
     asyncio.run(three())
     assert [dict(event.tags) for event in log.events if event.kind == "reserved"] == [tags] * 4
+
+
+def test_a_long_log_is_read_as_a_short_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By columns instead of rows: amounts, instants, windows, tags and keys of each kind of event."""
+    store = DuckDBStore(place_of(tmp_path / "spend.duckdb"))
+    with tbl.Ledger(store=store) as ledger:
+        lab = ledger.budget("lab", limits=[tbl.Limit(usd=10**6), tbl.Limit(tokens=10**9, window="day")], tz="Europe/Berlin")
+        with lab.reserve(usd="0.000000000001", tokens=5, tags={"key": "a", "value": "é"}, key="k") as call:
+            call.commit(usd=900_000, tokens=7, response_id="msg_1")
+        lab.record(usd="0.1", tokens=1).result()
+        lab.adjust(call, tokens=9, reason="invoice").result()
+        by_rows = list(store.load())
+        monkeypatch.setattr(duckdb_store, "_FETCH", 1)
+        assert list(store.load()) == by_rows
+        assert list(store.load(3)) == by_rows[3:]
+        ledger.verify()
 
 
 SECRETS = [

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from itertools import accumulate, chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .events import FIELDS, Event
 from .usage import EXACT
@@ -148,8 +148,25 @@ def _decimals(pico: Sequence[int | None], kind: pa.DataType) -> pa.Array:
 def from_arrow(reader: pa.RecordBatchReader) -> Iterator[Event]:
     """Arrow record batches with all columns as the events that they were made from."""
     for batch in reader:
-        columns = [batch.column(name).to_pylist() for name in COLUMNS]
-        yield from map(from_row, zip(*columns, strict=True))
+        columns = [_values(name, batch.column(name)) for name in COLUMNS]
+        yield from map(Event._make, zip(*columns, strict=True))
+
+
+def _values(name: str, column: pa.Array) -> Sequence[Any]:
+    """A column as an event has it; instants stay the integers that they are, which is half the work."""
+    import pyarrow as pa
+
+    if name in INSTANTS:
+        return cast("list[Any]", column.cast(pa.int64()).to_pylist())
+    if name == "windows":
+        return [tuple(starts) for starts in column.cast(pa.list_(pa.int64())).to_pylist()]
+    if name == "tags":
+        return [tuple(sorted(tags)) if tags else () for tags in column.to_pylist()]
+    if column.null_count == len(column):
+        return [None] * len(column)
+    if name in USD:
+        return [pico(amount) for amount in column.to_pylist()]
+    return cast("list[Any]", column.to_pylist())
 
 
 def in_utc(moment: datetime) -> datetime:

@@ -28,7 +28,7 @@ from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
 from ..place import Place, check_content, warn_if_shared
 from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, put_back, rewrite_log
-from ..rows import COLUMNS, from_row, to_batch, to_row
+from ..rows import COLUMNS, from_arrow, from_row, to_batch, to_row
 from ..state import State
 from ..store import Loss
 
@@ -41,6 +41,14 @@ log = logging.getLogger("tokenbudget_lab")
 # Up to which version each statement brings a file; a file is never changed by an older package.
 MIGRATIONS: dict[int, str] = {}
 _SELECT = ", ".join(COLUMNS)
+
+
+def _as_text(column: str) -> str:
+    """A column as Arrow has it: ids as text."""
+    return f"{column}::varchar as {column}" if column in ("command", "reservation") else column
+
+
+_AS_TEXT = ", ".join(map(_as_text, COLUMNS))
 _FETCH = 20_000
 _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - question marks
 CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", "10000"))  # half a second to replay
@@ -308,10 +316,11 @@ class DuckDBStore:
 
     def load(self, after: int = 0) -> Iterator[Event]:
         """All events with a larger `seq`, in order."""
-        cursor = self._con.cursor()
-        cursor.execute(f"select {_SELECT} from events where seq > {int(after)} order by seq")  # noqa: S608 - names of our own
-        while rows := cursor.fetchmany(_FETCH):
-            yield from map(from_row, rows)
+        cursor, where = self._con.cursor(), f"from events where seq > {int(after)} order by seq"
+        if _last(self._con) - after >= _FETCH:  # for few, importing Arrow takes longer than it saves
+            yield from from_arrow(cursor.sql(f"select {_AS_TEXT} {where}").to_arrow_reader(_FETCH))
+        else:
+            yield from map(from_row, cursor.execute(f"select {_SELECT} {where}").fetchall())
         cursor.close()
 
     def snapshot(self) -> State | None:
@@ -421,11 +430,10 @@ class DuckDBStore:
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a cursor of its own."""
         chosen = COLUMNS if columns is None else [c for c in columns if c in COLUMNS]
-        cast = {"command": "command::varchar as command", "reservation": "reservation::varchar as reservation"}
-        names = ", ".join(cast.get(c, c) for c in chosen)
+        names = ", ".join(map(_as_text, chosen))
         where = "" if upto is None else f"where seq <= {int(upto)}"
         with self._reading:
-            return self._con.cursor().sql(f"select {names} from events {where} order by seq").to_arrow_reader()  # noqa: S608 - as above
+            return self._con.cursor().sql(f"select {names} from events {where} order by seq").to_arrow_reader(_FETCH)  # noqa: S608 - as above
 
     def reopen(self) -> None:
         """Open the file again: what DuckDB replays is what is kept.
