@@ -7,7 +7,7 @@ are TIMESTAMPs in UTC.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from itertools import accumulate, chain, islice
@@ -167,8 +167,3 @@ def _values(name: str, column: pa.Array) -> Sequence[Any]:
     if name in USD:
         return [pico(amount) for amount in column.to_pylist()]
     return cast("list[Any]", column.to_pylist())
-
-
-def in_utc(moment: datetime) -> datetime:
-    """A TIMESTAMP with its zone said."""
-    return moment.replace(tzinfo=UTC)

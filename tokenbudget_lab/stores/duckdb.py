@@ -155,14 +155,12 @@ class DuckDBStore:
             if con is not None:
                 con.close()
             kept = self._checkpoint.restore(keep=found is not None)
+            if kept is not None:
+                log.warning(
+                    "%s: a checkpoint was cut short; the copy made before it is back, what was found is in %s", self.where, kept
+                )
             con, found = self._look(head)
             self._checkpoint.end()
-        else:
-            kept = None
-        if kept is not None:
-            log.warning(
-                "%s: a checkpoint was cut short; the copy made before it is back, what was found is in %s", self.where, kept
-            )
         if found is not None:
             con = self._damaged(con, head or Head(0, b""), *found)
         assert con is not None  # noqa: S101 - nothing was found, or it can be read; tells the type checker
