@@ -378,7 +378,7 @@ def test_who_stands_in_line_when_the_clock_is_moved_is_told(machine: Machine) ->
         waiting = threading.Thread(target=wait)
         waiting.start()
         deadline = time.monotonic() + 20
-        while not ledger.desk._waiters and time.monotonic() < deadline:  # type: ignore[attr-defined] # a writer
+        while not ledger.desk.line and time.monotonic() < deadline:  # type: ignore[attr-defined] # a writer
             time.sleep(0.001)
         machine.clock.advance(7200)
         assert lab.balance.reserved_tokens == 100

@@ -7,7 +7,6 @@ transaction, and only then answers, reads included: a thousand callers share one
 from __future__ import annotations
 
 import contextlib
-import heapq
 import logging
 import operator
 import os
@@ -16,7 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from heapq import heappop
 from itertools import takewhile
 from typing import Any
 
@@ -31,6 +30,7 @@ from .commands import (
     GetEntry,
     GetHead,
     ListBudgets,
+    Record,
     Reserve,
 )
 from .decide import Decisions
@@ -48,19 +48,9 @@ from .errors import (
 )
 from .events import Event
 from .ids import new_id
+from .line import Line, Waiter
 from .state import State
 from .store import Store
-
-
-@dataclass(slots=True)
-class Waiter:
-    """A reserve that stands in line, with everybody who sent it."""
-
-    command: Reserve
-    tickets: list[Ticket]
-    deadline: int
-    error: BudgetExceeded
-
 
 # What the writer does beside deciding, and what reads only.
 _OWN = frozenset({Cancel, AcceptClock, CopyFile})
@@ -107,8 +97,7 @@ class Writer:
         self._idle, self._wake = False, Bell()
         self._closing = self._forked = self._gone = False
         self._pid = os.getpid()
-        self._waiters: dict[str, Waiter] = {}  # by command id, in order of arrival
-        self._alarms: list[int] = []  # a heap of instants at which waiters must be looked at
+        self.line = Line()
         self._failed_start: BaseException | None = None
         self._ready, self._ended = Latch(), Latch()
         self._thread = threading.Thread(target=self._run, name=f"tokenbudget writer {self.where}", daemon=True)
@@ -236,9 +225,9 @@ class Writer:
             return 1.0
         due = self.decisions.state.due
         while due and due[0][2] not in self.decisions.state.open:
-            heapq.heappop(due)
+            heappop(due)
         alarms = [due[0][0]] if due else []
-        alarms += self._alarms[:1]
+        alarms += [self.line.alarm()] if self.line else []
         if not alarms:
             return None
         return min(max((min(alarms) - self.clock_ns() // 1000) / 1e6, 0.001), 3600.0)
@@ -250,10 +239,8 @@ class Writer:
             self._deliver(self._only_read(batch, stopped))
             return
         ts = self.clock_ns() // 1000
-        if ts < self._now and self._waiters:  # the clock was put back, and their time must not grow
-            for waiter in self._waiters.values():
-                waiter.deadline -= self._now - ts
-            self._alarms = sorted(alarm - (self._now - ts) for alarm in self._alarms)
+        if ts < self._now:
+            self.line.earlier(self._now - ts)
         self._now = ts
         answered: list[Ticket] = []
         try:
@@ -263,7 +250,7 @@ class Writer:
             self._recall(batch)
             self.decisions.expire(max(ts, self.decisions.state.ts))
             for ticket in batch:
-                if self._waiters and type(ticket.command) is Reserve:
+                if self.line and type(ticket.command) is Reserve:
                     answered += self._admit_waiters(ts)  # who stands in line comes before who comes now
                     if self._is_another(ticket):
                         answered.append(ticket)
@@ -313,8 +300,8 @@ class Writer:
 
     def _only_read(self, batch: list[Ticket], stopped: LedgerUnavailable) -> list[Ticket]:
         """Answer what only reads, as of the last event; all others are told why."""
-        answered = [*batch, *(ticket for waiter in self._waiters.values() for ticket in waiter.tickets)]
-        self._waiters.clear()
+        answered = [*batch, *(ticket for waiter in self.line for ticket in waiter.tickets)]
+        self.line = Line()
         for ticket in answered:
             proves = type(ticket.command) is GetHead and not isinstance(stopped, LedgerDamaged)
             if type(ticket.command) in _READS or proves:
@@ -355,6 +342,8 @@ class Writer:
         command = ticket.command
         try:
             ticket.answer = self.decisions.decide(command, ts, ticket.box.origin)
+            if self.line and isinstance(command, Reserve | Record) and command.key is not None:
+                self.line.call(command.budget, command.key)
         except BudgetExceeded as error:
             if isinstance(command, Reserve) and command.wait and self.decisions.could_fit_later(command, ts):
                 self._wait_in_line(ticket, command, ts, error)
@@ -365,17 +354,15 @@ class Writer:
         return True
 
     def _wait_in_line(self, ticket: Ticket, command: Reserve, ts: int, error: BudgetExceeded) -> None:
-        waiter = self._waiters.get(command.id)
+        waiter = self.line.get(command.id)
         if waiter is not None:  # sent again: it keeps its place, and both are answered
             waiter.tickets = [t for t in waiter.tickets if t is not ticket and not t.box.closed] + [ticket]
             return
-        waiter = self._waiters[command.id] = Waiter(command, [ticket], ts + command.wait, error)
-        heapq.heappush(self._alarms, waiter.deadline)
-        heapq.heappush(self._alarms, self._turns(command))
+        self.line.add(Waiter(command, [ticket], ts + command.wait, error), self.decisions.state.nodes[command.budget])
 
     def _is_another(self, ticket: Ticket) -> bool:
         """Whether a reserve has the id of one in line and asks for something else."""
-        waiter = self._waiters.get(ticket.command.id)
+        waiter = self.line.get(ticket.command.id)
         if waiter is None or _content(waiter.command) == _content(ticket.command):
             return False
         ticket.error = IdConflict(ticket.command.id, "first a reserve of other amounts, which waits in line")
@@ -384,59 +371,37 @@ class Writer:
     def _leave_line(self, cancel: Ticket) -> list[Ticket]:
         """Take a waiter's tickets out of the line, as far as they are of the client that asks it."""
         assert isinstance(cancel.command, Cancel)  # noqa: S101 - tells the type checker
-        waiter = self._waiters.get(cancel.command.target)
+        waiter = self.line.get(cancel.command.target)
         if waiter is None:
             return []
         gone = [t for t in waiter.tickets if t.box is cancel.box]
         waiter.tickets = [t for t in waiter.tickets if t.box is not cancel.box]
         if not waiter.tickets:
-            del self._waiters[cancel.command.target]
+            self.line.remove(waiter)
         for ticket in gone:
             ticket.error = waiter.error
         return gone
 
-    def _turns(self, command: Reserve) -> int:
-        """When the first of the windows that a reserve counts in ends."""
-        return self.decisions.state.nodes[command.budget].window_end()
-
     def _admit_waiters(self, ts: int) -> list[Ticket]:
-        """Grant those that fit now, in order of arrival; tell those whose time is over."""
-        alarmed = bool(self._alarms) and self._alarms[0] <= ts
-        if not self._waiters:
-            self._alarms.clear()
-            self.decisions.freed = False
+        """Grant those that fit now, in order of arrival; tell those whose time is over, or who can never fit."""
+        freed, self.decisions.freed = self.decisions.freed, False
+        if not self.line or not (freed or self.line.is_called(ts)):
             return []
-        if not (self.decisions.freed or alarmed):
-            return []
-        while self._alarms and self._alarms[0] <= ts:
-            heapq.heappop(self._alarms)
-        self.decisions.freed = False
         answered: list[Ticket] = []
-        refused: set[tuple[Any, ...]] = set()  # what did not fit will not fit for the next one of the same size
-        for id, waiter in list(self._waiters.items()):
-            command = waiter.command
-            waiter.tickets = [t for t in waiter.tickets if not t.box.closed]
-            if not waiter.tickets:
-                del self._waiters[id]
-                continue
-            size = (command.budget, command.usd, command.tokens, command.requests, command.key)
-            if size not in refused:
-                if self._answer(waiter.tickets[0], ts):
-                    del self._waiters[id]
-                    answered += waiter.tickets
-                    for again in waiter.tickets[1:]:
-                        again.answer, again.error = waiter.tickets[0].answer, waiter.tickets[0].error
-                    continue
-                refused.add(size)
-            if waiter.deadline <= ts:
-                del self._waiters[id]
-                self.decisions.refuse(command, ts, waiter.tickets[0].box.origin, waiter.error)
+        for waiter in self.line.to_ask(self.decisions.state.nodes, max(ts, self.decisions.state.ts)):
+            if waiter.is_alone():
+                self.line.remove(waiter)
+            elif self._answer(waiter.tickets[0], ts):
+                self.line.remove(waiter)
+                answered += waiter.tickets
+                for again in waiter.tickets[1:]:
+                    again.answer, again.error = waiter.tickets[0].answer, waiter.tickets[0].error
+        for waiter in self.line.over(ts):
+            if not waiter.is_alone():
+                self.decisions.refuse(waiter.command, ts, waiter.tickets[0].box.origin, waiter.error)
                 for ticket in waiter.tickets:
                     ticket.error = waiter.error
                 answered += waiter.tickets
-        if alarmed:
-            for end in {self._turns(waiter.command) for waiter in self._waiters.values()}:
-                heapq.heappush(self._alarms, end)
         return answered
 
     def _recall(self, batch: Iterable[Ticket]) -> None:
@@ -465,8 +430,10 @@ class Writer:
         told = error if isinstance(error, LedgerUnavailable) else StoreFailed(f"{type(error).__name__}: {error}")
         asked = {id(ticket): ticket for ticket in (*batch, *answered)}
         for ticket in list(asked.values()):
-            waiter = self._waiters.pop(ticket.command.id, None)
-            asked |= {id(again): again for again in waiter.tickets} if waiter is not None else {}
+            waiter = self.line.get(ticket.command.id)
+            if waiter is not None:
+                self.line.remove(waiter)
+                asked |= {id(again): again for again in waiter.tickets}
         stands, known = set[int](), set[str]()
         head = self.decisions.state.head
         try:
@@ -497,8 +464,7 @@ class Writer:
                 log.exception("%s: answers could not be handed over", self.where)
 
     def _finish(self) -> None:
-        waiting = [ticket for waiter in self._waiters.values() for ticket in waiter.tickets]
-        self._refuse(waiting)
+        self._refuse([ticket for waiter in self.line for ticket in waiter.tickets])
         with contextlib.suppress(LedgerUnavailable):  # refusals that were only counted; no caller waits for them
             self.decisions.flush_refusals(self.clock_ns() // 1000, now=True)
             events = self._take_events()
