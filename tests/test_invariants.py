@@ -529,6 +529,9 @@ class FailingStore:
     def load(self, after: int = 0) -> Iterator[Event]:
         return self.inner.load(after)
 
+    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
+        return self.inner.proved(upto)
+
     def append(self, events: Sequence[Event]) -> None:
         self.fired, self.plan = self.plan, None
         if self.fired == "lost":

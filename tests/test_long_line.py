@@ -15,7 +15,7 @@ from tests.conftest import Clock
 from tokenbudget_lab.commands import Cancel, CloseBudget, GetHead, Reserve, Rollback, SetBudget, SetLimit
 from tokenbudget_lab.decide import Decisions
 from tokenbudget_lab.desk import DirectBox, Ticket
-from tokenbudget_lab.errors import BudgetClosed, BudgetExceeded
+from tokenbudget_lab.errors import AmountMissing, BudgetClosed, BudgetExceeded
 from tokenbudget_lab.ids import new_id
 from tokenbudget_lab.line import Line, Waiter
 from tokenbudget_lab.state import State
@@ -131,7 +131,7 @@ def test_the_line_serves_whom_a_line_would_that_asks_everybody(ledger: tbl.Ledge
             naive.release(asked[ends])
         elif what < 0.85:
             name = chance.choice(list(limits))
-            naive.limits[name] = (chance.randint(15_000, 60_000), chance.randint(15_000, 60_000))
+            naive.limits[name] = (chance.randint(5_000, 60_000), chance.randint(5_000, 60_000))
             usd, tokens = naive.limits[name]
             writer.submit(Ticket(SetLimit(new_id(), name, None, usd, tokens, None, None), box))
         else:
@@ -272,6 +272,22 @@ def test_who_does_not_fit_is_not_asked() -> None:
     for waiter in few:
         line.add(waiter, state.nodes["lab"])
     assert list(line.to_ask(state.nodes, 1)) == [few[0], few[2]]
+
+
+def test_a_limit_on_what_a_waiter_does_not_give_is_told_to_it_and_to_nobody_else(ledger: tbl.Ledger) -> None:
+    """What is unknown is never counted as zero.
+
+    limit     lab $1
+    reserve   $1; then $1, and $1 with 5 tokens, wait
+    set_limit 100 tokens
+    """
+    writer, box = desk_of(ledger), DirectBox(None)
+    lab = ledger.budget("lab", usd="1e-12")
+    lab.reserve_sync(usd="1e-12", tokens=1)
+    without, with_tokens = stand(writer, [asks("lab", 1, None), asks("lab", 1, 5)], box)
+    lab.set_limit(tokens=100)
+    assert isinstance(without.error, AmountMissing)
+    assert not with_tokens.settled
 
 
 def test_ten_thousand_tasks_share_a_hundred_places(ledger: tbl.Ledger) -> None:

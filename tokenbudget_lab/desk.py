@@ -195,6 +195,10 @@ class Desk(Protocol):
         """The events up to a `seq`, in order."""
         ...
 
+    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
+        """The events up to a `seq`, in order, each with whether its hash is known to continue the chain."""
+        ...
+
     def close(self) -> None:
         """Answer what was handed in, then let go."""
         ...

@@ -386,8 +386,8 @@ class Ledger:
         _, last, head, digest, open_count, _ = self.ask(GetHead(self.new_id()))
         state, broken = State(), 0
         try:
-            for event in self.desk.events(last):
-                if event.seq == state.seq + 1 and chained(state.head, event[:-1]).hash != event.hash:
+            for event, continues in self.desk.proved(last):
+                if not continues and event.seq == state.seq + 1 and chained(state.head, event[:-1]).hash != event.hash:
                     broken = broken or event.seq
                 if broken and event.kind == "recovered" and from_detail(event)["seq"] <= broken:
                     broken = 0  # it was found, and given up, and that is part of the chain

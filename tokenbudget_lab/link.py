@@ -33,7 +33,7 @@ from .ids import new_id
 from .keeper import read_key
 from .origin import origin
 from .place import Place
-from .rows import from_arrow
+from .rows import from_arrow, proved
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_from_wire, pack, to_wire, unpack
 
 CONNECT_S = 20.0
@@ -102,6 +102,10 @@ class Link:
     def events(self, upto: int) -> Iterator[Event]:
         """The events up to a `seq`, in order."""
         return from_arrow(self.arrow(None, upto))
+
+    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
+        """The events up to a `seq`, in order, each with whether its hash is known to continue the chain."""
+        return proved(self.arrow(None, upto))
 
     # --- sending ---------------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,13 @@ class Store(Protocol):
         """
         ...
 
+    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
+        """The events up to a `seq`, in order, each with whether its hash is known to continue the chain.
+
+        Where it is not known it may still do so.
+        """
+        ...
+
     def snapshot(self) -> State | None:
         """A fold of the first events, kept to begin with; `None`: begin with the first."""
         ...

@@ -154,6 +154,11 @@ class Writer:
         self._check_open()
         return takewhile(lambda event: event.seq <= upto, self.store.load())
 
+    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
+        """The events up to a `seq`, in order, each with whether its hash is known to continue the chain."""
+        self._check_open()
+        return self.store.proved(upto)
+
     def _check_open(self) -> None:
         if self._closing or self._forked:
             raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)

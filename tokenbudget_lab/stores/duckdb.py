@@ -28,7 +28,7 @@ from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
 from ..place import Place, check_content, warn_if_shared
 from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, put_back, rewrite_log
-from ..rows import COLUMNS, from_arrow, from_row, to_batch, to_row
+from ..rows import COLUMNS, PLAIN, from_arrow, from_plain, proved, to_batch, to_row
 from ..state import State
 from ..store import Loss
 
@@ -40,7 +40,6 @@ log = logging.getLogger("tokenbudget_lab")
 
 # Up to which version each statement brings a file; a file is never changed by an older package.
 MIGRATIONS: dict[int, str] = {}
-_SELECT = ", ".join(COLUMNS)
 
 
 def _as_text(column: str) -> str:
@@ -48,7 +47,6 @@ def _as_text(column: str) -> str:
     return f"{column}::varchar as {column}" if column in ("command", "reservation") else column
 
 
-_AS_TEXT = ", ".join(map(_as_text, COLUMNS))
 _FETCH = 20_000
 _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - question marks
 CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", "10000"))  # half a second to replay
@@ -314,12 +312,15 @@ class DuckDBStore:
 
     def load(self, after: int = 0) -> Iterator[Event]:
         """All events with a larger `seq`, in order."""
-        cursor, where = self._con.cursor(), f"from events where seq > {int(after)} order by seq"
-        if _last(self._con) - after >= _FETCH:  # for few, importing Arrow takes longer than it saves
-            yield from from_arrow(cursor.sql(f"select {_AS_TEXT} {where}").to_arrow_reader(_FETCH))
-        else:
-            yield from map(from_row, cursor.execute(f"select {_SELECT} {where}").fetchall())
-        cursor.close()
+        where = f"where seq > {int(after)}"
+        if _last(self._con) - after >= _FETCH:  # importing Arrow takes longer than it saves for few, and room for many
+            return from_arrow(self._arrow(where))
+        few = self._con.cursor().execute(f"select {PLAIN} from events {where} order by seq")  # noqa: S608 - names of our own
+        return from_plain(few.fetchall())
+
+    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
+        """The events up to a `seq`, and what has no place in the order; each with whether its hash continues the chain."""
+        return proved(self._arrow(f"where seq <= {int(upto)} or seq is null"))
 
     def snapshot(self) -> State | None:
         """The fold at an event of this file, as far as it was kept; `None` where it does not fit or there is none."""
@@ -417,21 +418,23 @@ class DuckDBStore:
                 union select reservation from events
                       where key is not null and budget || chr(0) || key in (select unnest(?::varchar[]))
             )
-            select {_SELECT} from events
+            select {PLAIN} from events
             where reservation in (select id from entries) or command in (select id from wanted)
             order by seq
             """,  # noqa: S608 - names of our own; values are parameters
             [_uuids(ids), by_key],
         )
-        return [from_row(row) for row in cursor.fetchall()]
+        return list(from_plain(cursor.fetchall()))
 
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a cursor of its own."""
         chosen = COLUMNS if columns is None else [c for c in columns if c in COLUMNS]
-        names = ", ".join(map(_as_text, chosen))
-        where = "" if upto is None else f"where seq <= {int(upto)}"
+        return self._arrow("" if upto is None else f"where seq <= {int(upto)}", chosen)
+
+    def _arrow(self, where: str, columns: Sequence[str] = COLUMNS) -> Any:
+        names = ", ".join(map(_as_text, columns))
         with self._reading:
-            return self._con.cursor().sql(f"select {names} from events {where} order by seq").to_arrow_reader(_FETCH)  # noqa: S608 - as above
+            return self._con.cursor().sql(f"select {names} from events {where} order by seq").to_arrow_reader(_FETCH)  # noqa: S608 - names of our own
 
     def reopen(self) -> None:
         """Open the file again: what DuckDB replays is what is kept.

@@ -32,6 +32,10 @@ class MemoryStore:
         """All events with a larger `seq`, in order."""
         return islice(self._events, after, None)
 
+    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
+        """The events up to a `seq`, none of them proved."""
+        return ((event, False) for event in self._events[:upto])
+
     def snapshot(self) -> State | None:
         """None: what is in memory is short."""
         return None
