@@ -44,6 +44,7 @@ soak: $(VENV)/.dev ## the long tests: minutes of load, kills and restarts
 
 bench: $(VENV)/.dev ## measure this machine
 	@$(PY) benchmarks/ledger.py
+	@$(PY) benchmarks/large.py
 
 notebooks: $(VENV)/.dev ## run every notebook from top to bottom, in place
 	@for notebook in $(wildcard notebooks/*.ipynb); do \
