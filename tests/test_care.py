@@ -180,7 +180,7 @@ def folded(place: Place) -> State:
 
 
 def numbers(state: State) -> tuple[object, ...]:
-    opened = {id: entry.packed() for id, entry in state.open.items()}
+    opened = dict(state.open)
     return state.seq, state.ts, state.head, state.digest(), opened, state.open_count, state.ledger_id
 
 

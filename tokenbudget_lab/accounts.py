@@ -81,6 +81,8 @@ class Node:
 
     __slots__ = (
         "_checks",
+        "_current",
+        "_open_windows",
         "_since",
         "_slots",
         "_until",
@@ -107,9 +109,11 @@ class Node:
         """Drop what was computed from limits, windows and alerts; they changed."""
         self.alerting = any(node.alerts for node in self.path)
         self._since = self._until = 0  # while which the windows are the current ones
-        self._windows: tuple[int, ...] | None = None
-        self._slots: tuple[Totals, ...] = ()
+        self._open_windows: tuple[int, ...] = ()
+        self._current: tuple[Totals, ...] = ()
         self._checks: tuple[Check, ...] = ()
+        self._windows: tuple[int, ...] | None = None  # which `slots` was last asked for
+        self._slots: tuple[Totals, ...] = ()
 
     @property
     def caps(self) -> tuple[Cap, ...]:
@@ -132,10 +136,11 @@ class Node:
     def current(self, ts: int) -> tuple[Totals, ...]:
         """The totals on the whole path that an instant counts in."""
         if not self._since <= ts < self._until:  # also where a clock that was ahead, while nothing was written, is put right
-            windows, until = self.windows_at(ts)
-            self.slots(windows)
-            self._since, self._until = max(windows, default=0), until
-        return self._slots
+            windows, self._until = self.windows_at(ts)
+            self._since, self._open_windows, self._current = max(windows, default=0), windows, self.slots(windows)
+            limited = (t for t in self._current if any(v is not None for v in t.account.cap[1:]))
+            self._checks = tuple((t, *t.account.cap[1:]) for t in limited)
+        return self._current
 
     def checks(self, ts: int) -> tuple[Check, ...]:
         """The current totals that have a limit, each with its limits."""
@@ -145,7 +150,7 @@ class Node:
     def open_windows(self, ts: int) -> tuple[int, ...]:
         """Starts of the current windows on the path, lifetimes left out: what an event carries."""
         self.current(ts)
-        return self._windows or ()
+        return self._open_windows
 
     def window_end(self) -> int:
         """When the first of the current windows on the path ends."""
@@ -167,6 +172,5 @@ class Node:
             return self._slots
         starts = iter(windows)
         slots = [account.at(next(starts) if account.cap.window else 0) for node in self.path for account in node.accounts]
-        self._windows, self._slots, self._until = windows, tuple(slots), 0
-        self._checks = tuple((t, *t.account.cap[1:]) for t in slots if any(v is not None for v in t.account.cap[1:]))
+        self._windows, self._slots = windows, tuple(slots)
         return self._slots

@@ -366,7 +366,7 @@ class Decisions:
         return (entry.id, entry.seq, ts, entry.expires, entry.state)
 
     def _commit(self, c: Commit, ts: int, origin: str | None) -> Answer:
-        entry = self.state.open.get(c.reservation) or self.state.entry(c.reservation)
+        entry = self.state.entry(c.reservation)
         if entry is None:
             return self._commit_orphan(c, ts, origin)
         if c.part is not None:
@@ -459,7 +459,7 @@ class Decisions:
         due, tick = self.state.due, ""
         while due and due[0][0] <= ts:
             expires, _, id = heappop(due)
-            entry = self.state.open.get(id)
+            entry = self.state.entry(id) if id in self.state.open else None
             if entry is not None and entry.expires == expires:
                 tick = tick or self.ids()
                 self._expire(entry, ts, tick, None, None)

@@ -16,7 +16,7 @@ from typing import Any
 from .accounts import Node
 from .heads import sync_folder
 from .limits import Cap
-from .state import Entry, State
+from .state import State
 
 VERSION = 1
 
@@ -32,7 +32,7 @@ def dump(state: State) -> bytes:
         "recovered": state.recovered,
         "clock_accepted": state.clock_accepted,
         "budgets": [_budget(node) for node in state.nodes.values()],
-        "open": [entry.packed() for entry in state.open.values()],
+        "open": list(state.open.values()),
     }
     body = json.dumps(told, separators=(",", ":")).encode()
     return sha256(body).hexdigest().encode() + b"\n" + body
@@ -56,7 +56,7 @@ def load(data: bytes) -> State:
     for budget in told["budgets"]:
         _add(state, **budget)
     for packed in told["open"]:
-        state.enter_again(Entry.unpacked(_tuples(packed), state.nodes))
+        state.enter_again(_tuples(packed))
     state.forgotten_until = state.ts  # whatever ended until then is looked up
     return state
 

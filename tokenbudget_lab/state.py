@@ -35,8 +35,9 @@ First = tuple[int, int, int | None, int | None, int | None, str | None, str | No
 
 
 End = tuple[str, str, str | None]  # kind, of which reservation or budget, of which part of it
-Packed = tuple[Any, ...]  # an entry as plain values, which Python's collector does not look at
-
+# An entry as plain values: Python's collector does not look at these, and a ledger keeps very many.
+Packed = tuple[Any, ...]
+_EXPIRES = 8
 
 NOTHING: Three = (None, None, None)
 _ENDING = ("committed", "part_committed", "rolled_back", "expired", "closed")
@@ -47,8 +48,25 @@ def first_of(event: Event) -> First:
     return (event.seq, event.ts, event.usd, event.tokens, event.requests, event.basis, event.detail)
 
 
+def opened(event: Event) -> Packed:
+    """The entry that a reservation or a record begins with."""
+    held: Three = (event.held_usd, event.held_tokens, event.requests)
+    return (
+        event.budget, event.key, event.reservation, event.seq, event.ts, event.windows, event.provider, event.model,
+        event.expires, held, held, "count" if event.basis == "unknown" else "release", OPEN, None, 0, None, None,
+    )  # fmt: skip
+
+
 class Entry:
-    """One reservation or record, from its hold to what it was counted as."""
+    """One reservation or record, from its hold to what it was counted as: what is kept of it, unpacked.
+
+    Attributes:
+        held, rest: what it held at first, and what of it no part has used yet.
+        used: what is counted for it now, its parts included; `None` where nothing is.
+        unpriced_count: how many of these charges have no cost.
+        first: of the event that ended it, or recorded it.
+        slots: the totals that it counts in.
+    """
 
     __slots__ = (
         "expires",
@@ -70,42 +88,27 @@ class Entry:
         "used",
         "windows",
     )
+    used: Three | None
+    first: First | None
+    parts: dict[str, First] | None
+    held: Three
+    rest: Three
 
-    def __init__(self, event: Event, node: Node, slots: tuple[Totals, ...]) -> None:
-        self.id: str = event.reservation or ""
-        self.node, self.slots, self.windows = node, slots, event.windows
-        self.seq, self.ts, self.key = event.seq, event.ts, event.key
-        self.provider, self.model = event.provider, event.model
-        self.expires = event.expires
-        # Plain tuples of numbers: Python's collector stops looking at them, and a ledger keeps very many.
-        self.held: Three = (event.held_usd, event.held_tokens, event.requests)
-        self.rest: Three = self.held
-        self.if_lost = "count" if event.basis == "unknown" else "release"
-        self.state = OPEN
-        self.used: Three | None = None  # what is counted for it now, its parts included
-        self.unpriced_count = 0  # how many of these charges have no cost
-        self.first: First | None = None  # of the event that ended it, or recorded it
-        self.parts: dict[str, First] | None = None
+    def __init__(self, packed: Packed, nodes: dict[str, Node]) -> None:
+        (
+            name, self.key, self.id, self.seq, self.ts, self.windows, self.provider, self.model, self.expires,
+            self.held, self.rest, self.if_lost, self.state, self.used, self.unpriced_count, self.first, parts,
+        ) = packed  # fmt: skip
+        self.node, self.parts = nodes[name], None if parts is None else dict(parts)
+        self.slots = self.node.slots(self.windows)
 
     def packed(self) -> Packed:
-        """Itself as plain values, its budget and key first: an ended entry is kept like that."""
+        """Itself as plain values, its budget and key first."""
         parts = None if self.parts is None else tuple(self.parts.items())
         return (
             self.node.name, self.key, self.id, self.seq, self.ts, self.windows, self.provider, self.model, self.expires,
             self.held, self.rest, self.if_lost, self.state, self.used, self.unpriced_count, self.first, parts,
         )  # fmt: skip
-
-    @classmethod
-    def unpacked(cls, packed: Packed, nodes: dict[str, Node]) -> Entry:
-        """The entry again, as it was."""
-        entry = cls.__new__(cls)
-        (
-            name, entry.key, entry.id, entry.seq, entry.ts, entry.windows, entry.provider, entry.model, entry.expires,
-            entry.held, entry.rest, entry.if_lost, entry.state, entry.used, entry.unpriced_count, entry.first, parts,
-        ) = packed  # fmt: skip
-        entry.node, entry.parts = nodes[name], None if parts is None else dict(parts)
-        entry.slots = entry.node.slots(entry.windows)
-        return entry
 
     def counts(self, *charges: Three) -> None:
         """What is counted for it from now on, instead of what was."""
@@ -154,7 +157,8 @@ class State:
         self.seq, self.ts, self.head = 0, 0, GENESIS
         self.ledger_id: str | None = None
         self.nodes: dict[str, Node] = {}
-        self.open: dict[str, Entry] = {}
+        self.open: dict[str, Packed] = {}
+        self._at_hand: Entry | None = None  # the open one that was asked for last
         self.ended: dict[str, Packed] = {}  # reservations and records that ended, for as long as they are remembered
         self.keys: dict[tuple[str, str], str] = {}
         self.done: dict[str, Event] = {}  # commands that ended nothing: limits, extensions, adjustments
@@ -185,21 +189,29 @@ class State:
         }
 
     def entry(self, id: str | None) -> Entry | None:
-        """A reservation or record that is open or remembered; of one that ended, a copy."""
-        entry = self.open.get(id or "")
-        if entry is None:
-            packed = self.ended.get(id or "")
-            return None if packed is None else Entry.unpacked(packed, self.nodes)
-        return entry
+        """A reservation or record that is open or remembered.
 
-    def enter_again(self, entry: Entry) -> None:
+        An open one is the same object until another is asked for: whoever has it sees what an event makes of it.
+        """
+        at_hand = self._at_hand
+        if at_hand is not None and at_hand.id == id and at_hand.state == OPEN:
+            return at_hand
+        packed = self.open.get(id or "")
+        if packed is not None:
+            self._at_hand = Entry(packed, self.nodes)
+            return self._at_hand
+        packed = self.ended.get(id or "")
+        return None if packed is None else Entry(packed, self.nodes)
+
+    def enter_again(self, packed: Packed) -> None:
         """Remember an open reservation whose hold is in the totals already: a snapshot's."""
-        self.open[entry.id] = entry
+        budget, key, id, seq, *_ = packed
+        self.open[id] = packed
         self.open_count += 1
-        if entry.key is not None:
-            self.keys[entry.node.name, entry.key] = entry.id
-        if entry.expires is not None:
-            heappush(self.due, (entry.expires, entry.seq, entry.id))
+        if key is not None:
+            self.keys[budget, key] = id
+        if packed[_EXPIRES] is not None:
+            heappush(self.due, (packed[_EXPIRES], seq, id))
 
     def apply(self, event: Event) -> None:
         """Take one event.
@@ -261,29 +273,30 @@ class State:
     # --- reservations ----------------------------------------------------------------------------------------------------
 
     def _reserved(self, event: Event) -> None:
-        entry = self._enter(event)
+        self._enter(event)
         usd, tokens, requests = event.held_usd or 0, event.held_tokens or 0, event.requests or 0
-        for t in entry.slots:
+        for t in self.nodes[event.budget].slots(event.windows):
             t.reserved_usd += usd
             t.reserved_tokens += tokens
             t.reserved_requests += requests
             t.open_count += 1
         self.open_count += 1
         if event.expires is not None:
-            heappush(self.due, (event.expires, event.seq, entry.id))
+            heappush(self.due, (event.expires, event.seq, event.reservation or ""))
             if len(self.due) > 2 * self.open_count + 10_000:
-                self.due = [(e.expires, e.seq, e.id) for e in self.open.values() if e.expires is not None]
+                self.due = [(p[_EXPIRES], p[3], id) for id, p in self.open.items() if p[_EXPIRES] is not None]
                 heapify(self.due)
 
     def _extended(self, event: Event) -> None:
         entry = self._open(event)
         entry.expires = event.expires
+        self.open[entry.id] = entry.packed()
         heappush(self.due, (event.expires or 0, event.seq, entry.id))
         self.done[event.command] = event
         self._remember(event.ts, event.command)
 
     def _committed(self, event: Event) -> None:
-        entry = self.open.get(event.reservation or "") or self.entry(event.reservation)
+        entry = self.entry(event.reservation)
         if entry is None:
             self._charge_forgotten(event)
             return
@@ -297,6 +310,7 @@ class State:
         entry = self._open(event)
         rest, used, unpriced = entry.rest, entry.used or NOTHING, entry.unpriced_count
         self._part(entry, event)
+        self.open[entry.id] = entry.packed()
         for t in entry.slots:
             t.reserved_usd -= (rest[0] or 0) - (entry.rest[0] or 0)
             t.reserved_tokens -= (rest[1] or 0) - (entry.rest[1] or 0)
@@ -316,7 +330,8 @@ class State:
         self._end(entry, COUNTED if entry.if_lost == "count" else RELEASED, event)
 
     def _recorded(self, event: Event) -> None:
-        self._end(self._enter(event), RECORDED, event)
+        self._enter(event)
+        self._end(self._open(event), RECORDED, event)
 
     def _adjusted(self, event: Event) -> None:
         entry = self.entry(event.reservation)
@@ -332,21 +347,23 @@ class State:
         self.done[event.command] = event
         self._remember(event.ts, event.command)
 
-    def _enter(self, event: Event) -> Entry:
-        node = self.nodes[event.budget]
-        if event.reservation in self.open or event.reservation in self.ended:
-            raise LedgerCorrupt(event.seq, f"enters {event.reservation} a second time")
-        entry = Entry(event, node, node.slots(event.windows))
-        self.open[entry.id] = entry
+    def _enter(self, event: Event) -> None:
+        id = event.reservation or ""
+        if id in self.open or id in self.ended:
+            raise LedgerCorrupt(event.seq, f"enters {id} a second time")
+        self.nodes[event.budget]  # is there
+        self.open[id] = opened(event)
         if event.key is not None:
-            self.keys[event.budget, event.key] = entry.id
-        return entry
+            self.keys[event.budget, event.key] = id
 
     def _open(self, event: Event) -> Entry:
         id = event.reservation or ""
         if id in self.ended:
             raise LedgerCorrupt(event.seq, f"{event.kind}, but the reservation has ended")
-        return self.open[id]
+        entry = self.entry(id)
+        if entry is None:
+            raise KeyError(id)
+        return entry
 
     def _release(self, entry: Entry) -> None:
         usd, tokens, requests = entry.rest
@@ -441,14 +458,16 @@ class State:
                 self.ends[event.command] = end_of(event)
                 self._ended.append((self.ts, event.command, ""))
             if event.kind in ("reserved", "recorded") and self.entry(event.reservation) is None:
-                recalled[event.reservation] = self._enter(event)
+                recalled[event.reservation] = Entry(opened(event), self.nodes)
+                if event.key is not None:
+                    self.keys[event.budget, event.key] = event.reservation or ""
                 self._ended.append((self.ts, "", event.reservation or ""))
             if event.reservation in recalled:
                 self._retrace(recalled[event.reservation], event)
         for entry in recalled.values():
-            if entry.state != OPEN:
-                self.ended[entry.id] = entry.packed()
-                del self.open[entry.id]
+            if entry.state == OPEN:
+                raise LedgerCorrupt(entry.seq, "is open in the file, and not in the balances in force")
+            self.ended[entry.id] = entry.packed()
 
     def _retrace(self, entry: Entry, event: Event) -> None:
         if event.kind == "committed":
