@@ -1,4 +1,4 @@
-"""The keeper: shared, killed, elected again; nothing acknowledged is lost and nothing is decided twice."""
+"""The keeper: shared, stopped, killed, elected again. Hundreds of kills in the middle of work are in `test_kills.py`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from functools import partial
 from multiprocessing.connection import Client
 from pathlib import Path
 
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.processes import is_gone, owner_pid, until
 from tokenbudget_lab import link
 from tokenbudget_lab.keeper import read_key
 from tokenbudget_lab.place import Place, place_of
 from tokenbudget_lab.wire import pack, unpack
 
 pytestmark = pytest.mark.xdist_group("keeper")  # one after the other: each of them starts processes
-WORKER = Path(__file__).with_name("keeper_worker.py")
 
 
 @pytest.fixture(autouse=True)
@@ -41,26 +40,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
     where = place_of(tmp_path / "spend.duckdb")
     yield where
     link.stop(where)
-
-
-def until(true: Callable[[], bool], within_s: float = 10.0) -> float:
-    """Wait for something that comes about by itself; how long it took."""
-    start = time.monotonic()
-    while not true():
-        assert time.monotonic() - start < within_s, "it did not come about in time"
-        time.sleep(0.005)
-    return time.monotonic() - start
-
-
-def owner_pid(place: Place) -> int:
-    return int(place.read_owner()["pid"])
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_two_connections_share_one_keeper_and_see_each_other(place: Place) -> None:
@@ -149,53 +128,6 @@ def test_the_waiter_of_a_client_that_died_holds_nothing(place: Place, tmp_path: 
         first.rollback().result()
         with lab.reserve(usd=1, wait=10) as call:
             call.commit(usd=1)
-
-
-@pytest.mark.parametrize("rounds", [pytest.param(3, id="few"), pytest.param(20, id="all", marks=pytest.mark.soak)])
-def test_killed_keepers_and_clients_lose_nothing_and_decide_nothing_twice(place: Place, tmp_path: Path, rounds: int) -> None:
-    """Four processes reserve and commit while keepers and clients are killed in the middle of work.
-
-    Every commit that a worker was told of stands in the ledger, once; no commit stands there twice; the survivors go on
-    within two seconds of a kill, as a rule (all of the time on a machine with nothing else to do); holds of killed workers
-    end by their expiry; the ledger is sound.
-    """
-    waited = []
-    with tbl.connect(place.file) as ledger:
-        lab = ledger.budget("lab", usd=1_000_000)
-        notes = [tmp_path / f"acknowledged-{n}-{i}.txt" for n in range(rounds) for i in range(4)]
-        for n in range(rounds):
-            waited += one_round(place, notes[4 * n : 4 * n + 4])
-        told = [line for note in notes for line in note.read_text().splitlines() if line.endswith(".")]
-        kept = [event.reservation for event in ledger.desk.events(10**9) if event.kind == "committed"]
-        assert len(kept) == len(set(kept))
-        assert {line.rstrip(".") for line in told} <= set(kept)
-        assert len(told) > 4 * rounds
-        until(lambda: lab.balance.calls_in_flight == 0, 10)
-        ledger.verify()
-    print(f"{len(waited)} kills, {len(told)} acknowledged; survivors went on after {[round(s, 2) for s in sorted(waited)]} s")  # noqa: T201 - the soak says what it did
-    assert sorted(waited)[len(waited) // 2] < 2
-
-
-def all_grew(before: list[tuple[Path, int]]) -> bool:
-    return all(note.stat().st_size > size for note, size in before)
-
-
-def one_round(place: Place, notes: list[Path]) -> list[float]:
-    """Start four workers, kill one of them and the keeper, twice; how long each time until the others all went on."""
-    waited = []
-    workers = [subprocess.Popen([sys.executable, str(WORKER), str(place.file), str(note)]) for note in notes]
-    try:
-        until(lambda: all(note.exists() and note.stat().st_size for note in notes), 30)
-        for _ in range(2):
-            workers[0].kill()
-            os.kill(owner_pid(place), signal.SIGKILL)
-            before = [(note, note.stat().st_size) for note in notes[1:]]
-            waited.append(until(partial(all_grew, before)))
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    return waited
 
 
 def test_a_client_without_the_key_gets_nowhere_and_disturbs_nobody(place: Place) -> None:
