@@ -65,7 +65,9 @@ class Worker:
         return self.ledger.budget("lab/new", usd=10) if self.chance.random() < 0.5 else self.lab.set_limit(usd=10**6)
 
     def reads(self) -> object:
-        return self.chance.choice([lambda: self.lab.balance, self.ledger.budgets, lambda: self.tight.balance])()
+        if self.chance.random() < 0.5:
+            return self.ledger.budgets()
+        return self.chance.choice([self.lab, self.tight]).balance
 
 
 def main() -> None:
@@ -85,7 +87,7 @@ def main() -> None:
                             raise
                     file.write(b".")
                     time.sleep(chance.uniform(0, 0.004))
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - whatever it is, nobody is left who could see it
                 traceback.print_exc()
                 os._exit(1)
 
