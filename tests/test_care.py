@@ -18,6 +18,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
+from tests.processes import until
 from tokenbudget_lab import link, snapshots
 from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.place import Place, place_of
@@ -153,6 +154,42 @@ def test_a_file_that_a_checkpoint_left_torn_is_restored_from_the_copy(
     assert "a checkpoint was cut short" in caplog.text
     (kept,) = place.folder.glob("broken-*")
     assert (kept / place.file.name).read_bytes() == data
+
+
+SLOW_CP = """#!/bin/sh
+# Opens its target at once, and writes to it a second later; the log it copies as ever.
+case "$2" in *.wal) exec /bin/cp "$@";; esac
+exec 3> "$3"
+touch "$3.opened"
+sleep 1
+cat "$2" >&3
+touch "$3.written"
+"""
+
+
+def test_a_cp_that_outlives_its_killed_owner_writes_to_no_file_that_is_in_use(place: Place, tmp_path: Path) -> None:
+    """`kill -9` ends the owner and not what it has started.
+
+    one   is killed behind the mark of a checkpoint
+    two   puts the copy back, and is killed while its `cp` is at work
+    three puts it back too, and goes on; then that `cp` writes
+    """
+    acknowledged = killed_at(place, "behind the mark")
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "cp").write_text(SLOW_CP)
+    (slow / "cp").chmod(0o700)
+    code = "import sys, tokenbudget_lab as tbl; tbl.connect(sys.argv[1], embedded=True)"
+    path = f"{slow}{os.pathsep}{os.environ['PATH']}"
+    with subprocess.Popen([sys.executable, "-c", code, str(place.file)], env={**os.environ, "PATH": path}) as two:
+        until(lambda: any(place.folder.glob("restored*.opened")))
+        two.kill()
+    with tbl.connect(place.file, embedded=True) as ledger:
+        ledger.budget("lab").record(tokens=1).result()
+        until(lambda: any(place.folder.glob("restored*.written")))
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.budget("lab").balance.committed_tokens in (acknowledged + 1, acknowledged + 2)
+        ledger.verify()
 
 
 def test_readers_do_not_stand_in_the_way_of_a_checkpoint(place: Place, often: None) -> None:

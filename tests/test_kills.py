@@ -143,12 +143,8 @@ class Crew:
             time.sleep(self.chance.uniform(0, 0.002))
 
     def is_copying(self) -> bool:
-        """Whether a copy is being made, or was and its checkpoint has not begun: else the file is newer than its copy."""
-        try:
-            copied = (self.checkpoint.copy / self.place.file.name).stat().st_mtime_ns
-            return not self.checkpoint.interrupted and copied > self.place.file.stat().st_mtime_ns
-        except FileNotFoundError:
-            return self.place.snapshot.exists()  # which is written behind the first checkpoint
+        """Whether the copy before a checkpoint is being made."""
+        return any(self.place.folder.glob("before.draft-*"))
 
     def kill_the_keeper(self) -> None:
         """And see what it was doing, before another one is up."""
