@@ -34,7 +34,7 @@ from tokenbudget_lab.errors import LedgerCorrupt, Refused
 from tokenbudget_lab.events import Event, from_detail
 from tokenbudget_lab.ledger import Ledger
 from tokenbudget_lab.limits import RESOURCES, Cap, decimal_or_int, window_bounds
-from tokenbudget_lab.state import COMMITTED, COUNTED, NOTHING, OPEN, RELEASED, ROLLED_BACK, Entry, State
+from tokenbudget_lab.state import COMMITTED, COUNTED, NOTHING, OPEN, RECORDED, RELEASED, ROLLED_BACK, Entry, State
 
 # --- writing down -------------------------------------------------------------------------------------------------------------
 
@@ -232,16 +232,14 @@ class History:
     events: Sequence[Event]
     asked: list[Asked]
     lies: list[str] = field(default_factory=list)
-    commands: dict[str, Command] = field(default_factory=dict)
+    commands: dict[str, list[Command]] = field(default_factory=dict)  # by id; one may have come with several contents
     own: dict[str, Event] = field(default_factory=dict)  # by command: the event that it made
     state: State = field(default_factory=State)
 
     def compare(self) -> None:
         """Find all lies."""
         for each in self.asked:
-            first = self.commands.setdefault(each.command.id, each.command)
-            if type(first) is not type(each.command) and not isinstance(each.error, Refused):
-                self.lies.append(f"one id for two commands: {first} and {each}")
+            self.commands.setdefault(each.command.id, []).append(each.command)
         for event in self.events:
             self._own(event)
         undecided = {each.command.id for each in self.asked if not isinstance(each.error, Refused)}
@@ -256,12 +254,12 @@ class History:
 
     def _own(self, event: Event) -> None:
         """Whose event it is."""
-        command = self.commands.get(event.command)
-        if event.kind in OWN or (event.kind == "expired" and isinstance(command, ask.Lose)):
-            if command is None:
+        commands = self.commands.get(event.command, [])
+        if event.kind in OWN or (event.kind == "expired" and commands):
+            if not commands:
                 self.lies.append(f"nobody asked for it: {event}")
-            elif event.kind in OWN and not isinstance(command, OWN[event.kind]):
-                self.lies.append(f"asked for something else: {command}: {event}")
+            elif not any(isinstance(command, OWN.get(event.kind, ask.Lose)) for command in commands):
+                self.lies.append(f"asked for something else: {commands}: {event}")
             if event.command in self.own:
                 self.lies.append(f"stands there twice, first as event {self.own[event.command].seq}: {event}")
             self.own.setdefault(event.command, event)
@@ -344,17 +342,17 @@ class History:
 
     def _take(self, event: Event) -> None:
         """Fold an event, after a look at whether it may come here and is what was asked for."""
-        state, command = self.state, self.commands.get(event.command)
+        state, commands = self.state, self.commands.get(event.command, [])
         while state.due and (state.due[0][2] not in state.open or state.open[state.due[0][2]].expires != state.due[0][0]):
             heapq.heappop(state.due)
         if event.kind not in UNTIMED and state.due and state.due[0][0] <= event.ts:
             self.lies.append(f"{state.due[0][2]} is still open though its time was over: {event}")
         before = state.entry(event.reservation)
-        if event.kind == "expired" and not isinstance(command, ask.Lose):
+        if event.kind == "expired" and not commands:
             if before is None or before.expires is None or before.expires > event.ts:
                 self.lies.append(f"expires before its time: {event}")
-        elif command is not None and event.kind in OWN and not _as_asked(event, command, before):
-            self.lies.append(f"is not what was asked for: {command}: {event}")
+        elif commands and event.kind in OWN and not any(_as_asked(event, command, before) for command in set(commands)):
+            self.lies.append(f"is not what was asked for: {commands}: {event}")
         state.apply(event)
         if event.kind == "reserved" and any(_over(*check) for check in state.nodes[event.budget].checks(event.ts)):
             self.lies.append(f"granted over a limit: {event}")
@@ -412,7 +410,7 @@ class History:
 
     def _ended(self, c: ask.Rollback | ask.Lose, answer: Any) -> bool:
         entry = self.state.entry(c.reservation)
-        ends = (ROLLED_BACK, RELEASED) if isinstance(c, ask.Rollback) else (COMMITTED, ROLLED_BACK, RELEASED, COUNTED)
+        ends = (ROLLED_BACK, RELEASED) if isinstance(c, ask.Rollback) else (COMMITTED, ROLLED_BACK, RELEASED, COUNTED, RECORDED)
         return entry is not None and tuple(answer) == (entry.id, entry.state) and entry.state in ends
 
     def _close(self, c: ask.CloseBudget, answer: Any) -> bool:
@@ -429,7 +427,8 @@ class History:
 
     def _cancel(self, c: ask.Cancel, answer: Any) -> bool:
         entry = self.state.entry(c.target)
-        return tuple(answer) == (c.target, entry.state if entry else None)
+        states = (None,) if entry is None else (OPEN,) if entry.state == OPEN else (entry.state, None)  # or long forgotten
+        return answer[0] == c.target and answer[1] in states
 
     def _get_budget(self, c: ask.GetBudget | ask.SetLimit, answer: Any) -> bool:
         node = self.state.nodes.get(c.budget)
@@ -551,8 +550,8 @@ def _as_asked(event: Event, c: Any, before: Entry | None) -> bool:
 
 
 def _all(account: Account) -> list[Totals]:
-    """Its windows."""
-    return list(account.by_start.values()) or [Totals(account, 0)]
+    """Its windows, and one in which nothing has happened yet."""
+    return [*account.by_start.values(), Totals(account, 0)]
 
 
 def _left(totals: Totals, n: int, resource: str) -> tuple[Any, ...] | None:

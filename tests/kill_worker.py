@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import tokenbudget_lab as tbl
@@ -80,11 +81,8 @@ def main() -> None:
             try:
                 worker = Worker(ledger, chance)
                 while True:
-                    try:
+                    with suppress(tbl.Refused):  # whether it was refused with reason is seen in the history
                         worker.work()
-                    except tbl.Refused as error:
-                        if not isinstance(error, tbl.BudgetExceeded):
-                            raise
                     file.write(b".")
                     time.sleep(chance.uniform(0, 0.004))
             except BaseException:  # noqa: BLE001 - whatever it is, nobody is left who could see it

@@ -75,6 +75,11 @@ class Worker:
         """How many verbs."""
         return self.points.stat().st_size if self.points.exists() else 0
 
+    def has_more_than(self, done: int) -> bool:
+        """Whether it has gone on; who has ended by itself never will."""
+        assert self.process.poll() is None, "a client has given up"
+        return self.done > done
+
 
 class Crew:
     """Clients of one ledger, who are killed and replaced."""
@@ -82,6 +87,7 @@ class Crew:
     def __init__(self, place: Place, told: Path, clients: int, chance: random.Random, figures: Figures) -> None:
         self.place, self.told, self.clients, self.chance, self.figures = place, told, clients, chance, figures
         self.checkpoint, self.workers = Checkpoint(place), list[Worker]()
+        self.snapshot_draft = place.snapshot.with_name(place.snapshot.name + ".tmp")
         self._hired = 0
         with recorded(tbl.connect(place.file), told) as ledger:
             ledger.budget("lab", usd=10**6, alerts=(0.00001, 0.0001))
@@ -122,7 +128,7 @@ class Crew:
             self.kill_a_client()
         left = [(worker, worker.done) for worker in self.workers if worker.done]
         # An answer may be on its way to each thread: with one point more somebody was answered by the next keeper.
-        self.figures.waited.append(until(lambda: all(worker.done > done + THREADS for worker, done in left), 30))
+        self.figures.waited.append(until(lambda: all(worker.has_more_than(done + THREADS) for worker, done in left), 30))
         self.hire()
 
     def kill_a_client(self) -> None:
@@ -136,10 +142,10 @@ class Crew:
         elif moment == "copy":
             until(self.is_copying, 30, 0.0002)
             time.sleep(self.chance.uniform(0, 0.006))
+        elif moment == "snapshot":
+            until(self.snapshot_draft.exists, 30, 0)
         else:
             until(lambda: self.checkpoint.interrupted, 30, 0.0002)
-            if moment == "snapshot":
-                until(lambda: not self.checkpoint.interrupted, 30, 0.0001)
             time.sleep(self.chance.uniform(0, 0.002))
 
     def is_copying(self) -> bool:
@@ -153,7 +159,7 @@ class Crew:
         until(lambda: is_gone(pid), look_s=0.0002)
         self.figures.kills["keeper"] += 1
         opening, marked = "socket" not in self.place.read_owner(), self.checkpoint.interrupted
-        copying, snapping = self.is_copying(), self.place.snapshot.with_name("snapshot.tmp").exists()
+        copying, snapping = self.is_copying(), self.snapshot_draft.exists()
         if owner_pid(self.place) != pid:
             return
         doing = ("recovery" if opening else "checkpoint") if marked else "opening" if opening else "copy" if copying else None
