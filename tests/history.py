@@ -220,6 +220,7 @@ class Open:
     """An answer that is looked for: somewhere between two places in the log."""
 
     asked: Asked
+    since: int  # when it was asked for; sent again, a reserve in line is told what its first sending met
     first: int = 0  # the place cannot be before this event was written
     last: int = 0  # nor after this one
     found: bool = False
@@ -277,7 +278,10 @@ class History:
 
     def _places(self) -> list[Open]:
         """For each answer the places between which it must agree; and whether events stand in the order of their commands."""
-        looked_for = [Open(each) for each in self.asked]
+        first_sent = dict[str, int]()
+        for n, one in enumerate(self.asked):
+            first_sent.setdefault(one.command.id, n)
+        looked_for = [Open(one, self.asked[first_sent[one.command.id]].sent if _waits(one) else one.sent) for one in self.asked]
         moments = [(each.asked.sent, 0, n) for n, each in enumerate(looked_for)]
         moments += [(each.asked.told, 1, n) for n, each in enumerate(looked_for) if each.asked.told is not None]
         moments.sort()
@@ -288,13 +292,12 @@ class History:
                 known = max(known, self._proves(each.asked))
                 continue
             each.first = max(known, self._proves(each.asked))
+            if _waits(each.asked):
+                each.first = looked_for[first_sent[each.asked.command.id]].first
             event = self.own.get(each.asked.command.id)
             if event is not None and event.command not in seen and event.seq <= known:
                 self.lies.append(f"asked for when event {known} was known to be there: {event}")
             seen.add(each.asked.command.id)
-        first_sent = dict[str, int]()
-        for n, each in enumerate(looked_for):
-            first_sent.setdefault(each.asked.command.id, n)
         next_event = len(self.events) + 1
         for _, answers, n in reversed(moments):
             each = looked_for[n]
@@ -327,7 +330,7 @@ class History:
             for each in waiting:
                 while unfound and unfound[0][2].found:
                     heapq.heappop(unfound)
-                its_turn = each.asked.sent <= unfound[0][0]
+                its_turn = each.since <= unfound[0][0]
                 if its_turn and place <= each.last and self._agrees(each.asked):
                     each.found = True
                 elif each.last <= place:
@@ -518,6 +521,11 @@ class History:
         if getattr(command, "part", None) is not None and command.part in (entry.parts or {}):
             return error.state == COMMITTED
         return entry.state != OPEN and entry.state == error.state
+
+
+def _waits(asked: Asked) -> bool:
+    """Whether it was refused when it had stood in line."""
+    return isinstance(asked.error, errors.BudgetExceeded) and getattr(asked.command, "wait", 0) > 0
 
 
 def _as_asked(event: Event, c: Any, before: Entry | None) -> bool:
