@@ -252,6 +252,33 @@ def test_a_grant_that_nobody_waits_for_any_more_is_given_back_in_the_history_too
     assert ask.Rollback in [type(each.command) for each in read(tmp_path)]
 
 
+def test_who_asks_again_while_in_line_is_told_what_the_first_asking_met(tmp_path: Path) -> None:
+    """Both tickets of one wait get one answer; its numbers are older than the second ticket, and that is no lie.
+
+    limit    100 tokens, 60 are held
+    wait     for 50, a minute
+    record   10
+    wait     again, under the same id
+    time     is over: 40 were left
+    """
+    clock = Clock()
+    with recorded(tbl.Ledger(store=MemoryStore(), clock_ns=clock.now_ns), tmp_path) as ledger:
+        lab = ledger.budget("lab", tokens=100)
+        lab.reserve_sync(tokens=60)
+        command = ask.Reserve(ledger.new_id(), "lab", None, 50, 1, 600 * 10**6, "release", wait=60 * 10**6)
+        one, two = Ticket(command, DirectBox(None)), Ticket(command, DirectBox(None))
+        ledger.desk.submit(one)
+        lab.record(tokens=10).result()
+        ledger.desk.submit(two)
+        assert lab.balance.left_tokens == 30  # asked behind it: it stands in line now
+        clock.advance(61)
+        assert lab.balance.left_tokens == 30
+        assert (one.wait(10), two.wait(10)) == (True, True)
+        assert isinstance(two.error, BudgetExceeded)
+        assert two.error.left == 40
+        checked(ledger, tmp_path)
+
+
 KILLED = """if True:
     import os, pathlib, sys
     import tokenbudget_lab as tbl

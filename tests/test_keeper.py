@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.history import checked, recorded
 from tests.processes import is_gone, owner_pid, until
 from tokenbudget_lab import link
 from tokenbudget_lab.keeper import read_key
@@ -40,6 +41,11 @@ def place(tmp_path: Path) -> Iterator[Place]:
     where = place_of(tmp_path / "spend.duckdb")
     yield where
     link.stop(where)
+
+
+def told_of(place: Place) -> Path:
+    """Where clients write down what they hear."""
+    return place.file.with_name("told")
 
 
 def test_two_connections_share_one_keeper_and_see_each_other(place: Place) -> None:
@@ -84,7 +90,7 @@ def test_a_killed_keeper_is_replaced_and_what_it_acknowledged_is_there(place: Pl
     kill -9  the keeper
     commit   a 0.20    answered by its successor, within two seconds
     """
-    with tbl.connect(place.file) as ledger:
+    with recorded(tbl.connect(place.file), told_of(place)) as ledger:
         lab = ledger.budget("lab", usd=1)
         call = lab.reserve_sync(usd="0.30")
         os.kill(owner_pid(place), signal.SIGKILL)
@@ -93,11 +99,13 @@ def test_a_killed_keeper_is_replaced_and_what_it_acknowledged_is_there(place: Pl
         assert time.monotonic() - start < 2
         assert lab.balance.committed_usd == Decimal("0.2")
         ledger.verify()
+        checked(ledger, told_of(place))
 
 
 def test_a_waiter_rejoins_the_line_of_the_next_keeper(place: Place) -> None:
     """A killed keeper forgets who waits; the client sends the wait again."""
-    with tbl.connect(place.file) as ledger, tbl.connect(place.file) as other:
+    told = told_of(place)
+    with recorded(tbl.connect(place.file), told) as ledger, recorded(tbl.connect(place.file), told) as other:
         lab = ledger.budget("lab", usd=1)
         first = lab.reserve_sync(usd=1)
         got: list[tbl.Reservation] = []
@@ -108,6 +116,7 @@ def test_a_waiter_rejoins_the_line_of_the_next_keeper(place: Place) -> None:
         waiter.join(10)
         assert got[0].usd == Decimal("0.5")
         got[0].rollback().result()
+        checked(ledger, told)
 
 
 def test_the_waiter_of_a_client_that_died_holds_nothing(place: Place, tmp_path: Path) -> None:
@@ -243,15 +252,18 @@ def test_copying_and_hashing_the_file_while_it_is_used_harms_nothing(place: Plac
 @pytest.fixture
 def stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[tbl.Ledger]:
     """A ledger whose keeper is stopped in its tracks, and clients that give up after a second."""
-    monkeypatch.setattr(link, "ANSWER_S", 1.0)
-    monkeypatch.setattr(link, "CONNECT_S", 1.0)
-    ledger = tbl.connect(place.file)
+    ledger = recorded(tbl.connect(place.file), told_of(place))
     ledger.budget("lab", tokens=100)
     pid = int(place.read_owner()["pid"])
-    os.kill(pid, signal.SIGSTOP)
-    yield ledger
-    os.kill(pid, signal.SIGCONT)
-    ledger.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "ANSWER_S", 1.0)
+        patch.setattr(link, "CONNECT_S", 1.0)
+        os.kill(pid, signal.SIGSTOP)
+        yield ledger
+        os.kill(pid, signal.SIGCONT)
+    with ledger:
+        until(lambda: ledger.budget("lab").balance.calls_in_flight == 0)  # a grant that came too late is given back
+        checked(ledger, told_of(place))
     link.stop(place)
 
 
@@ -278,7 +290,7 @@ def test_a_keeper_that_is_asked_to_leave_sends_no_waiter_away(place: Place) -> N
     stop      the keeper
     rollback  the first
     """
-    with tbl.connect(place.file) as ledger:
+    with recorded(tbl.connect(place.file), told_of(place)) as ledger:
         lab = ledger.budget("lab", tokens=100)
         first = lab.reserve_sync(tokens=100)
         got: list[object] = []
@@ -296,6 +308,7 @@ def test_a_keeper_that_is_asked_to_leave_sends_no_waiter_away(place: Place) -> N
         first.rollback().result()
         waiting.join(30)
         assert [type(each) for each in got] == [tbl.Reservation]
+        checked(ledger, told_of(place))
     link.stop(place)
 
 

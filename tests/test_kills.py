@@ -58,6 +58,7 @@ class Figures:
         return (
             f"{self.rounds} rounds: {self.kills['keeper']} keepers and {self.kills['client']} clients killed, "
             f"{', '.join(f'{count} in the {what}' for what, count in sorted(self.hits.items()))}; "
+            f"{self.hits['checkpoint'] + self.hits['recovery']} starts found a checkpoint that was cut short; "
             f"{self.restored} torn files restored; {self.answered} answers and {self.events} events agree; those who were left "
             f"went on after {statistics.median(self.waited):.2f} s in the middle and {max(self.waited):.2f} s at most"
         )
