@@ -18,6 +18,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
+from tests.history import checked, recorded
 from tests.processes import until
 from tokenbudget_lab import link, snapshots
 from tokenbudget_lab.ids import uuid7_source
@@ -81,8 +82,9 @@ def test_a_log_that_has_grown_is_folded_in_whatever_the_number_of_transactions(
 
 
 CHECKPOINTING = """if True:
-    import os, sys
+    import os, pathlib, sys
     import tokenbudget_lab as tbl
+    from tests.history import recorded
     from tokenbudget_lab.stores import duckdb as store
     from tokenbudget_lab import recovery
     store.CHECKPOINT_TRANSACTIONS = 5
@@ -105,20 +107,26 @@ CHECKPOINTING = """if True:
             os.truncate(target, target.stat().st_size // 2)
             killed(None)
         recovery.copy_file = half
-    with tbl.connect(where, embedded=True) as ledger:
+    with recorded(tbl.connect(where, embedded=True), pathlib.Path(where).with_name("told")) as ledger:
         lab = ledger.budget("lab", tokens=10**6)
         while True:
             lab.record(tokens=1).result()
             print("acknowledged", flush=True)
 """
+
+
+def told_of(place: Place) -> Path:
+    """Where clients write down what they hear."""
+    return place.file.with_name("told")
+
+
 MOMENTS = ["before the copy", "in the copy", "behind the mark", "behind the checkpoint", "behind the end"]
 
 
 def killed_at(place: Place, moment: str) -> int:
     """How many records a process acknowledged that was killed at a moment of a checkpoint."""
-    child = subprocess.run(
-        [sys.executable, "-c", CHECKPOINTING, str(place.file), moment], capture_output=True, text=True, check=False, timeout=60
-    )
+    code = [sys.executable, "-c", CHECKPOINTING, str(place.file), moment]
+    child = subprocess.run(code, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=60)
     assert child.returncode == -signal.SIGKILL, child.stderr
     return child.stdout.count("acknowledged")
 
@@ -129,6 +137,7 @@ def test_killed_at_any_moment_of_a_checkpoint_nothing_is_lost(place: Place, mome
     with tbl.connect(place.file, embedded=True) as ledger:
         assert ledger.budget("lab").balance.committed_tokens in (acknowledged, acknowledged + 1)
         ledger.verify()
+        checked(ledger, told_of(place))
         assert not Checkpoint(place).interrupted
 
 
@@ -151,6 +160,7 @@ def test_a_file_that_a_checkpoint_left_torn_is_restored_from_the_copy(
     with caplog.at_level(logging.WARNING), tbl.connect(place.file, embedded=True) as ledger:
         assert ledger.budget("lab").balance.committed_tokens in (acknowledged, acknowledged + 1)
         ledger.verify()
+        checked(ledger, told_of(place))
     assert "a checkpoint was cut short" in caplog.text
     (kept,) = place.folder.glob("broken-*")
     assert (kept / place.file.name).read_bytes() == data
@@ -184,12 +194,13 @@ def test_a_cp_that_outlives_its_killed_owner_writes_to_no_file_that_is_in_use(pl
     with subprocess.Popen([sys.executable, "-c", code, str(place.file)], env={**os.environ, "PATH": path}) as two:
         until(lambda: any(place.folder.glob("restored*.opened")))
         two.kill()
-    with tbl.connect(place.file, embedded=True) as ledger:
+    with recorded(tbl.connect(place.file, embedded=True), told_of(place)) as ledger:
         ledger.budget("lab").record(tokens=1).result()
         until(lambda: any(place.folder.glob("restored*.written")))
     with tbl.connect(place.file, embedded=True) as ledger:
         assert ledger.budget("lab").balance.committed_tokens in (acknowledged + 1, acknowledged + 2)
         ledger.verify()
+        checked(ledger, told_of(place))
 
 
 def test_readers_do_not_stand_in_the_way_of_a_checkpoint(place: Place, often: None) -> None:
