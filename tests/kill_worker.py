@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import tokenbudget_lab as tbl
 from tests.history import recorded
+from tokenbudget_lab.commands import CopyFile
 
 
 class Worker:
@@ -66,6 +68,9 @@ class Worker:
         return self.ledger.budget("lab/new", usd=10) if self.chance.random() < 0.5 else self.lab.set_limit(usd=10**6)
 
     def reads(self) -> object:
+        if self.chance.random() < 0.1:
+            copy, *_ = self.ledger.ask(CopyFile(self.ledger.new_id()))
+            shutil.rmtree(Path(copy).parent)
         if self.chance.random() < 0.5:
             return self.ledger.budgets()
         return self.chance.choice([self.lab, self.tight]).balance

@@ -19,7 +19,7 @@ import pytest
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
 from tests.history import checked, recorded
-from tests.processes import until
+from tests.processes import owner_pid, until
 from tokenbudget_lab import link, snapshots
 from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.place import Place, place_of
@@ -167,14 +167,23 @@ def test_a_file_that_a_checkpoint_left_torn_is_restored_from_the_copy(
 
 
 SLOW_CP = """#!/bin/sh
-# Opens its target at once, and writes to it a second later; the log it copies as ever.
+# Opens its target at once, and writes to it two seconds later; a log it copies as ever.
 case "$2" in *.wal) exec /bin/cp "$@";; esac
 exec 3> "$3"
-touch "$3.opened"
-sleep 1
+touch "$0.opened"
+sleep 2
 cat "$2" >&3
-touch "$3.written"
+touch "$0.written"
 """
+
+
+def with_slow_cp(folder: Path) -> str:
+    """A `PATH` on which `cp` takes its time."""
+    slow = folder / "slow"
+    slow.mkdir()
+    (slow / "cp").write_text(SLOW_CP)
+    (slow / "cp").chmod(0o700)
+    return f"{slow}{os.pathsep}{os.environ['PATH']}"
 
 
 def test_a_cp_that_outlives_its_killed_owner_writes_to_no_file_that_is_in_use(place: Place, tmp_path: Path) -> None:
@@ -185,18 +194,15 @@ def test_a_cp_that_outlives_its_killed_owner_writes_to_no_file_that_is_in_use(pl
     three puts it back too, and goes on; then that `cp` writes
     """
     acknowledged = killed_at(place, "behind the mark")
-    slow = tmp_path / "slow"
-    slow.mkdir()
-    (slow / "cp").write_text(SLOW_CP)
-    (slow / "cp").chmod(0o700)
     code = "import sys, tokenbudget_lab as tbl; tbl.connect(sys.argv[1], embedded=True)"
-    path = f"{slow}{os.pathsep}{os.environ['PATH']}"
-    with subprocess.Popen([sys.executable, "-c", code, str(place.file)], env={**os.environ, "PATH": path}) as two:
-        until(lambda: any(place.folder.glob("restored*.opened")))
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(place.file)], env={**os.environ, "PATH": with_slow_cp(tmp_path)}
+    ) as two:
+        until((tmp_path / "slow" / "cp.opened").exists)
         two.kill()
     with recorded(tbl.connect(place.file, embedded=True), told_of(place)) as ledger:
         ledger.budget("lab").record(tokens=1).result()
-        until(lambda: any(place.folder.glob("restored*.written")))
+        until((tmp_path / "slow" / "cp.written").exists)
     with tbl.connect(place.file, embedded=True) as ledger:
         assert ledger.budget("lab").balance.committed_tokens in (acknowledged + 1, acknowledged + 2)
         ledger.verify()
@@ -212,6 +218,35 @@ def test_readers_do_not_stand_in_the_way_of_a_checkpoint(place: Place, often: No
         work(ledger, 30)
         assert first.num_rows + sum(batch.num_rows for batch in reader) >= 17
         ledger.verify()
+
+
+def test_a_backup_whose_keeper_is_killed_is_made_by_the_next(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first one has left of it is not in the way.
+
+    backup    begins
+    kill -9   the keeper
+    backup    ends
+    """
+    monkeypatch.setenv("TOKENBUDGET_KEEPER_LINGER_S", "0.5")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", with_slow_cp(tmp_path))
+        ledger = tbl.connect(place.file)
+    with ledger:
+        ledger.budget("lab", tokens=10).record(tokens=1).result()
+        made: list[Path] = []
+        backup = threading.Thread(target=lambda: made.append(ledger.backup(tmp_path / "copy.duckdb")))
+        backup.start()
+        until((tmp_path / "slow" / "cp.opened").exists)
+        os.kill(owner_pid(place), signal.SIGKILL)
+        backup.join(30)
+        assert made == [tmp_path / "copy.duckdb"]
+        assert not list(place.folder.glob("copy-*/*.duckdb"))
+    link.stop(place)
+    with tbl.connect(made[0], embedded=True) as copy:
+        assert copy.budget("lab").balance.committed_tokens == 1
+        copy.verify()
 
 
 # --- snapshots --------------------------------------------------------------------------------------------------------------

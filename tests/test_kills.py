@@ -215,7 +215,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-FEW = pytest.param(4, 3, id="few")
+FEW = pytest.param(3, 3, id="few")
 MANY = pytest.param(150, 4, id="many", marks=[pytest.mark.soak, pytest.mark.timeout(3600)])
 
 
