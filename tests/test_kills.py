@@ -117,15 +117,15 @@ class Crew:
     def round(self, moment: str) -> None:
         """Kill, see the others go on, and replace who is gone."""
         self.figures.rounds += 1
-        before = self.chance.random() < 0.5
-        if self.chance.random() < 0.5 and before:
+        client = self.chance.choice(["before it", "behind it", "not at all"])
+        if client == "before it":
             self.kill_a_client()
         self.wait_for(moment)
         self.kill_the_keeper()
         if moment == "recovery":
             for _ in range(self.chance.choice([1, 1, 2])):
                 self.kill_the_next_keeper()
-        if self.chance.random() < 0.3 and not before:
+        if client == "behind it":
             self.kill_a_client()
         left = [(worker, worker.done) for worker in self.workers if worker.done]
         # An answer may be on its way to each thread: with one point more somebody was answered by the next keeper.
