@@ -7,6 +7,8 @@ stores that a clock can be passed to. Whatever a test did, its ledger is verifie
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +25,22 @@ from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
 
 WITH_A_CLOCK = ("memory", "duckdb")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One seed for all processes of a run: `TOKENBUDGET_SEED`, else any."""
+    os.environ.setdefault("TOKENBUDGET_SEED", str(random.randrange(10**9)))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """How to have the same chances again."""
+    return f"TOKENBUDGET_SEED={os.environ['TOKENBUDGET_SEED']}"
+
+
+@pytest.fixture(scope="session")
+def seed() -> str:
+    """Where the chances of a test come from."""
+    return os.environ["TOKENBUDGET_SEED"]
 
 
 class Clock:

@@ -18,6 +18,8 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
+from tests.history import checked, recorded
+from tests.processes import owner_pid, until
 from tokenbudget_lab import link, snapshots
 from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.place import Place, place_of
@@ -80,8 +82,9 @@ def test_a_log_that_has_grown_is_folded_in_whatever_the_number_of_transactions(
 
 
 CHECKPOINTING = """if True:
-    import os, sys
+    import os, pathlib, sys
     import tokenbudget_lab as tbl
+    from tests.history import recorded
     from tokenbudget_lab.stores import duckdb as store
     from tokenbudget_lab import recovery
     store.CHECKPOINT_TRANSACTIONS = 5
@@ -104,20 +107,26 @@ CHECKPOINTING = """if True:
             os.truncate(target, target.stat().st_size // 2)
             killed(None)
         recovery.copy_file = half
-    with tbl.connect(where, embedded=True) as ledger:
+    with recorded(tbl.connect(where, embedded=True), pathlib.Path(where).with_name("told")) as ledger:
         lab = ledger.budget("lab", tokens=10**6)
         while True:
             lab.record(tokens=1).result()
             print("acknowledged", flush=True)
 """
+
+
+def told_of(place: Place) -> Path:
+    """Where clients write down what they hear."""
+    return place.file.with_name("told")
+
+
 MOMENTS = ["before the copy", "in the copy", "behind the mark", "behind the checkpoint", "behind the end"]
 
 
 def killed_at(place: Place, moment: str) -> int:
     """How many records a process acknowledged that was killed at a moment of a checkpoint."""
-    child = subprocess.run(
-        [sys.executable, "-c", CHECKPOINTING, str(place.file), moment], capture_output=True, text=True, check=False, timeout=60
-    )
+    code = [sys.executable, "-c", CHECKPOINTING, str(place.file), moment]
+    child = subprocess.run(code, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=60)
     assert child.returncode == -signal.SIGKILL, child.stderr
     return child.stdout.count("acknowledged")
 
@@ -128,6 +137,7 @@ def test_killed_at_any_moment_of_a_checkpoint_nothing_is_lost(place: Place, mome
     with tbl.connect(place.file, embedded=True) as ledger:
         assert ledger.budget("lab").balance.committed_tokens in (acknowledged, acknowledged + 1)
         ledger.verify()
+        checked(ledger, told_of(place))
         assert not Checkpoint(place).interrupted
 
 
@@ -150,9 +160,53 @@ def test_a_file_that_a_checkpoint_left_torn_is_restored_from_the_copy(
     with caplog.at_level(logging.WARNING), tbl.connect(place.file, embedded=True) as ledger:
         assert ledger.budget("lab").balance.committed_tokens in (acknowledged, acknowledged + 1)
         ledger.verify()
+        checked(ledger, told_of(place))
     assert "a checkpoint was cut short" in caplog.text
     (kept,) = place.folder.glob("broken-*")
     assert (kept / place.file.name).read_bytes() == data
+
+
+SLOW_CP = """#!/bin/sh
+# Opens its target at once, and writes to it two seconds later; a log it copies as ever.
+case "$2" in *.wal) exec /bin/cp "$@";; esac
+exec 3> "$3"
+touch "$0.opened"
+sleep 2
+cat "$2" >&3
+touch "$0.written"
+"""
+
+
+def with_slow_cp(folder: Path) -> str:
+    """A `PATH` on which `cp` takes its time."""
+    slow = folder / "slow"
+    slow.mkdir()
+    (slow / "cp").write_text(SLOW_CP)
+    (slow / "cp").chmod(0o700)
+    return f"{slow}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_a_cp_that_outlives_its_killed_owner_writes_to_no_file_that_is_in_use(place: Place, tmp_path: Path) -> None:
+    """`kill -9` ends the owner and not what it has started.
+
+    one   is killed behind the mark of a checkpoint
+    two   puts the copy back, and is killed while its `cp` is at work
+    three puts it back too, and goes on; then that `cp` writes
+    """
+    acknowledged = killed_at(place, "behind the mark")
+    code = "import sys, tokenbudget_lab as tbl; tbl.connect(sys.argv[1], embedded=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(place.file)], env={**os.environ, "PATH": with_slow_cp(tmp_path)}
+    ) as two:
+        until((tmp_path / "slow" / "cp.opened").exists)
+        two.kill()
+    with recorded(tbl.connect(place.file, embedded=True), told_of(place)) as ledger:
+        ledger.budget("lab").record(tokens=1).result()
+        until((tmp_path / "slow" / "cp.written").exists)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.budget("lab").balance.committed_tokens in (acknowledged + 1, acknowledged + 2)
+        ledger.verify()
+        checked(ledger, told_of(place))
 
 
 def test_readers_do_not_stand_in_the_way_of_a_checkpoint(place: Place, often: None) -> None:
@@ -164,6 +218,35 @@ def test_readers_do_not_stand_in_the_way_of_a_checkpoint(place: Place, often: No
         work(ledger, 30)
         assert first.num_rows + sum(batch.num_rows for batch in reader) >= 17
         ledger.verify()
+
+
+def test_a_backup_whose_keeper_is_killed_is_made_by_the_next(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first one has left of it is not in the way.
+
+    backup    begins
+    kill -9   the keeper
+    backup    ends
+    """
+    monkeypatch.setenv("TOKENBUDGET_KEEPER_LINGER_S", "0.5")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", with_slow_cp(tmp_path))
+        ledger = tbl.connect(place.file)
+    with ledger:
+        ledger.budget("lab", tokens=10).record(tokens=1).result()
+        made: list[Path] = []
+        backup = threading.Thread(target=lambda: made.append(ledger.backup(tmp_path / "copy.duckdb")))
+        backup.start()
+        until((tmp_path / "slow" / "cp.opened").exists)
+        os.kill(owner_pid(place), signal.SIGKILL)
+        backup.join(30)
+        assert made == [tmp_path / "copy.duckdb"]
+        assert not list(place.folder.glob("copy-*/*.duckdb"))
+    link.stop(place)
+    with tbl.connect(made[0], embedded=True) as copy:
+        assert copy.budget("lab").balance.committed_tokens == 1
+        copy.verify()
 
 
 # --- snapshots --------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.history import checked, recorded
 from tokenbudget_lab import link
 from tokenbudget_lab.commands import Adjust, Command, Commit, Lose, Record, Reserve, Rollback, SetBudget
 from tokenbudget_lab.desk import DirectBox, Ticket
@@ -263,13 +264,16 @@ class Run:
             if duration != "once":
                 patch.setattr(link, "CONNECT_S", WITHOUT_KEEPER_S)
             try:
-                return tell(lambda: tbl.connect(self.place.file), batches, self.control, duration)
+                return tell(
+                    lambda: recorded(tbl.connect(self.place.file), told_of(self.place)), batches, self.control, duration
+                )
             finally:
                 link.stop(self.place)
 
     def _embedded(self, batches: list[list[Command]], duration: str) -> Answers:
         told = subprocess.run(
-            [sys.executable, __file__, self.place.file, self.control_path, duration],
+            [sys.executable, "-m", "tests.test_faults", self.place.file, self.control_path, duration],
+            cwd=Path(__file__).parents[1],
             input=pickle.dumps(batches),
             capture_output=True,
             env={**os.environ, **self.environment, "PYTHONPATH": str(Path(tbl.__file__).parents[1])},
@@ -304,7 +308,7 @@ def sound(place: Place, batches: list[list[Command]], answers: Answers) -> None:
     commands = [command for batch in batches for command in batch]
     refused = {command.id for command in commands if isinstance(command, Reserve) and command.usd == BIG}
     assert {id for id, answer in answers.items() if isinstance(answer, Refused)} <= refused
-    with tbl.connect(place.file, embedded=True) as ledger:
+    with recorded(tbl.connect(place.file, embedded=True), told_of(place)) as ledger:
         kept = written(ledger, commands)
         assert set(kept.values()) <= {1}, "written twice"
         assert set(answers) - refused <= set(kept), "acknowledged and lost"
@@ -321,6 +325,12 @@ def sound(place: Place, batches: list[list[Command]], answers: Answers) -> None:
             call.commit(usd="0.5")
         assert float(lab.balance.committed_usd) == COMMITTED + 0.5
         ledger.verify()
+        checked(ledger, told_of(place))
+
+
+def told_of(place: Place) -> Path:
+    """Where clients write down what they hear."""
+    return place.file.with_name("told")
 
 
 def written(ledger: tbl.Ledger, commands: list[Command]) -> Counter[str]:
@@ -441,6 +451,9 @@ def test_what_was_never_synced_is_not_acknowledged(bench: Bench, monkeypatch: py
 if __name__ == "__main__":
     path, control_path, duration = sys.argv[1:]
     answers = tell(
-        lambda: tbl.connect(path, embedded=True), pickle.load(sys.stdin.buffer), Control.at_path(Path(control_path)), duration
+        lambda: recorded(tbl.connect(path, embedded=True), told_of(place_of(path))),
+        pickle.load(sys.stdin.buffer),
+        Control.at_path(Path(control_path)),
+        duration,
     )
     sys.stdout.buffer.write(pickle.dumps(answers))

@@ -24,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import tokenbudget_lab.state as fold
 from tests.conftest import Clock
+from tests.history import checked, recorded
 from tokenbudget_lab import commands as ask
 from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.errors import BudgetExceeded, InvalidValue, LedgerClosed, LedgerCorrupt, StoreFailed
@@ -616,6 +617,7 @@ class Day(RuleBasedStateMachine):
         super().__init__()
         self.remembered, fold.REMEMBER_COUNT = fold.REMEMBER_COUNT, self.remember
         self.folder = tempfile.TemporaryDirectory()
+        self.told = Path(self.folder.name) / "told"
         self.clock, self.model = Clock(), Model()
         self.kept = MemoryStore()
         self.batch: list[ask.Command] = []
@@ -631,7 +633,8 @@ class Day(RuleBasedStateMachine):
         self.store = FailingStore(
             self.kept if self.kind == "memory" else DuckDBStore(place_of(Path(self.folder.name) / "spend.duckdb"))
         )
-        self.ledger = Ledger(store=self.store, clock_ns=self.clock.now_ns, ids=uuid7_source(self.clock.now_ns))
+        ledger = Ledger(store=self.store, clock_ns=self.clock.now_ns, ids=uuid7_source(self.clock.now_ns))
+        self.ledger = recorded(ledger, self.told)
         self.box = DirectBox(None)
 
     def id(self) -> str:
@@ -898,6 +901,7 @@ class Day(RuleBasedStateMachine):
             self.nothing_is_wrong()
             state = replay(self.store.load())
             assert state.digest() == self.ledger.verify().digest
+            checked(self.ledger, self.told)
             for name, node in state.nodes.items():
                 for account in node.accounts:
                     for start, totals in account.by_start.items():

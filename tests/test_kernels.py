@@ -24,6 +24,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 import tokenbudget_lab as tbl
+from tests.history import checked, recorded
 from tokenbudget_lab import link
 from tokenbudget_lab.place import Place, place_of
 
@@ -34,8 +35,9 @@ PACKAGE = Path(tbl.__file__).resolve()
 OPEN = """
     import asyncio, json, os, pathlib, sys, threading, time
     import tokenbudget_lab as tbl
+    from tests.history import recorded
     from tokenbudget_lab.desk import Ticket
-    ledger = tbl.connect("spend.duckdb")
+    ledger = recorded(tbl.connect("spend.duckdb"), pathlib.Path("told"))
     study = ledger.budget("study", tokens=1000)
     print(tbl.__file__, ipykernel.__version__)
 """
@@ -66,7 +68,8 @@ class Notebook:
         self.manager = KernelManager(ip="127.0.0.1")
         ends.callback(self.manager.context.destroy, linger=0)
         ends.callback(self.manager.shutdown_kernel, now=True)
-        self.manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": str(PACKAGE.parent.parent)})
+        path = os.pathsep.join([str(PACKAGE.parent.parent), str(Path(__file__).parents[1])])
+        self.manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": path})
         self.client = self.manager.blocking_client()
         ends.callback(self.client.stop_channels)
         self.client.start_channels()
@@ -167,10 +170,11 @@ def two(place: Place, one: Notebook, kernels: list[Notebook]) -> Iterator[Notebo
 
 @pytest.fixture
 def ledger(place: Place, two: Notebook) -> Iterator[tbl.Ledger]:
-    """The ledger of both, which is sound when the test ends."""
-    with tbl.connect(place.file) as ledger:
+    """The ledger of both, which is sound when the test ends, and agrees with what all of them were told."""
+    with recorded(tbl.connect(place.file), place.file.parent / "told") as ledger:
         yield ledger
         ledger.verify()
+        checked(ledger, place.file.parent / "told")
 
 
 def until(true: Callable[[], bool]) -> None:

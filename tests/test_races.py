@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.history import checked, recorded
 from tokenbudget_lab import link
 from tokenbudget_lab.commands import Reserve
 from tokenbudget_lab.desk import Desk, Ticket
@@ -28,6 +29,7 @@ from tokenbudget_lab.place import place_of
 from tokenbudget_lab.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.xdist_group("races")  # they want the machine for themselves
+HERE, CHILD = Path(__file__).parents[1], "tests.test_races"
 SOON_S = 30.0  # what has not happened by then never will
 KINDS = ["memory", "duckdb", "keeper"]
 everywhere = pytest.mark.parametrize("kind", KINDS)
@@ -49,13 +51,20 @@ _numbers = itertools.count()
 
 @contextmanager
 def fresh(kind: str, folder: Path) -> Iterator[tbl.Ledger]:
-    """A new ledger, which is verified when it ends; its keeper is gone afterwards."""
+    """A new ledger, which is verified when it ends, and agrees with all that was told; its keeper is gone afterwards."""
     place = place_of(folder / f"{next(_numbers)}.duckdb")
-    with tbl.Ledger(store=MemoryStore()) if kind == "memory" else tbl.connect(place.file, embedded=kind == "duckdb") as ledger:
+    opened = tbl.Ledger(store=MemoryStore()) if kind == "memory" else tbl.connect(place.file, embedded=kind == "duckdb")
+    with recorded(opened, told(place.file)) as ledger:
         yield ledger
         ledger.verify()
+        checked(ledger, told(place.file))
     if kind == "keeper":
         link.stop(place)
+
+
+def told(file: Path) -> Path:
+    """Where a ledger's clients write down what they hear."""
+    return file.with_suffix(".told")
 
 
 def takes(lab: tbl.Budget) -> bool:
@@ -119,7 +128,7 @@ def test_three_of_twenty_tasks_are_granted(kind: str, rounds: int, tmp_path: Pat
 
 def run_as_child(path: str) -> None:
     """One of the processes: five threads, from the moment on at which a line comes."""
-    with tbl.connect(path) as ledger:
+    with recorded(tbl.connect(path), told(Path(path))) as ledger:
         lab = ledger.budget("lab")
         start = threading.Barrier(6)
 
@@ -140,7 +149,7 @@ def children(path: Path, count: int) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes that are ready and wait for a line."""
     pipe = subprocess.PIPE
     started = [
-        subprocess.Popen([sys.executable, "-W", "error", __file__, str(path)], stdin=pipe, stdout=pipe, text=True)
+        subprocess.Popen([sys.executable, "-W", "error", "-m", CHILD, str(path)], stdin=pipe, stdout=pipe, text=True, cwd=HERE)
         for _ in range(count)
     ]
     try:

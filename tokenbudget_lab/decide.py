@@ -459,10 +459,9 @@ class Decisions:
         due, tick = self.state.due, ""
         while due and due[0][0] <= ts:
             expires, _, id = heappop(due)
-            entry = self.state.entry(id) if id in self.state.open else None
-            if entry is not None and entry.expires == expires:
+            if self.state.expires(id) == expires:
                 tick = tick or self.ids()
-                self._expire(entry, ts, tick, None, None)
+                self._expire(self._entry(id), ts, tick, None, None)
                 due = self.state.due
 
     def _expire(self, entry: Entry, ts: int, command: str, origin: str | None, detail: str | None) -> None:

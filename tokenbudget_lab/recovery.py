@@ -86,9 +86,10 @@ class Checkpoint:
         Raises:
             StoreFailed: no copy, so no checkpoint.
         """
-        shutil.rmtree(self.copy, ignore_errors=True)
-        copy_aside(self.place, self.copy)
+        shutil.rmtree(self.copy, ignore_errors=True)  # there may be no room for two
+        draft = copy_aside(self.place, draft_of(self.copy))
         try:
+            draft.replace(self.copy)
             handle = os.open(self.mark, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.close(handle)
             sync_folder(self.place.folder)
@@ -183,8 +184,8 @@ def put_back(place: Place, folder: Path, file: str) -> None:
     """
     try:
         for source, target in ((log_of(folder / file), log_of(place.file)), (folder / file, place.file)):
-            draft = place.folder / "restored"
             if source.exists():
+                draft = draft_of(place.folder / "restored")
                 copy_file(source, draft)
                 draft.replace(target)
             else:
@@ -202,10 +203,20 @@ def rewrite_log(place: Place) -> None:
     """
     log = log_of(place.file)
     if log.exists():
-        draft = place.folder / "log"
+        draft = draft_of(place.folder / "log")
         copy_file(log, draft)
         draft.replace(log)
         sync_folder(log.parent)
+
+
+def draft_of(path: Path) -> Path:
+    """A name for what becomes this file or folder, of this process alone; what others have left of theirs is removed.
+
+    A `cp` outlives an owner that was killed: where it still writes to is never what the next owner uses.
+    """
+    for left in path.parent.glob(f"{path.name}.draft-*"):
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+    return path.with_name(f"{path.name}.draft-{os.getpid()}")
 
 
 def new_folder(place: Place, what: str) -> Path:

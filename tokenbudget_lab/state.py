@@ -37,7 +37,7 @@ First = tuple[int, int, int | None, int | None, int | None, str | None, str | No
 End = tuple[str, str, str | None]  # kind, of which reservation or budget, of which part of it
 # An entry as plain values: Python's collector does not look at these, and a ledger keeps very many.
 Packed = tuple[Any, ...]
-_EXPIRES = 8
+_SEQ, _EXPIRES = 3, 8
 
 NOTHING: Three = (None, None, None)
 _ENDING = ("committed", "part_committed", "rolled_back", "expired", "closed")
@@ -93,6 +93,9 @@ class Entry:
     parts: dict[str, First] | None
     held: Three
     rest: Three
+    id: str
+    state: str
+    expires: int | None
 
     def __init__(self, packed: Packed, nodes: dict[str, Node]) -> None:
         (
@@ -203,6 +206,11 @@ class State:
         packed = self.ended.get(id or "")
         return None if packed is None else Entry(packed, self.nodes)
 
+    def expires(self, id: str) -> int | None:
+        """When an open reservation ends by itself."""
+        packed = self.open.get(id)
+        return None if packed is None else packed[_EXPIRES]
+
     def enter_again(self, packed: Packed) -> None:
         """Remember an open reservation whose hold is in the totals already: a snapshot's."""
         budget, key, id, seq, *_ = packed
@@ -284,7 +292,7 @@ class State:
         if event.expires is not None:
             heappush(self.due, (event.expires, event.seq, event.reservation or ""))
             if len(self.due) > 2 * self.open_count + 10_000:
-                self.due = [(p[_EXPIRES], p[3], id) for id, p in self.open.items() if p[_EXPIRES] is not None]
+                self.due = [(p[_EXPIRES], p[_SEQ], id) for id, p in self.open.items() if p[_EXPIRES] is not None]
                 heapify(self.due)
 
     def _extended(self, event: Event) -> None:

@@ -27,7 +27,7 @@ from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, Versi
 from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
 from ..place import Place, check_content, warn_if_shared
-from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, put_back, rewrite_log
+from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, draft_of, log_of, put_back, rewrite_log
 from ..rows import COLUMNS, PLAIN, from_arrow, from_plain, proved, to_batch, to_row
 from ..state import State
 from ..store import Loss
@@ -402,8 +402,15 @@ class DuckDBStore:
         return False
 
     def copy(self, name: str) -> str:
-        """A copy of file and log, in a new folder beside the ledger."""
-        return str(copy_aside(self.place, self.place.folder / f"copy-{name}") / self.place.file.name)
+        """A copy of file and log, in a folder beside the ledger; begun anew where an owner was killed in the middle of it."""
+        folder = self.place.folder / f"copy-{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        draft = copy_aside(self.place, draft_of(folder))
+        try:
+            draft.replace(folder)
+        except OSError as error:
+            raise StoreFailed(f"{draft} could not be renamed ({error})") from error
+        return str(folder / self.place.file.name)
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of these entries and commands, in order."""

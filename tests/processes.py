@@ -1,0 +1,31 @@
+"""Processes that tests start, stop and kill: waiting for what comes about by itself, and who owns a ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenbudget_lab.place import Place
+
+
+def until(true: Callable[[], bool], within_s: float = 10.0, look_s: float = 0.005) -> float:
+    """Wait for something that comes about by itself; how long it took."""
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < within_s, "it did not come about in time"
+        time.sleep(look_s)
+    return time.monotonic() - start
+
+
+def owner_pid(place: Place) -> int:
+    """Which process says that it owns a ledger."""
+    return int(place.read_owner()["pid"])
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, though nobody may have asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
