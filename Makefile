@@ -39,8 +39,9 @@ wheel: $(VENV)/.dev ## build sdist and wheel, and try the wheel where the source
 oldest: $(VENV)/.dev ## a part of the suite with the lowest versions that pyproject.toml allows
 	@UV=$(UV) PY=$(PY) tests/check_dist.sh oldest
 
-soak: $(VENV)/.dev ## the long tests: minutes of load, kills and restarts
-	@$(PY) -m pytest -m soak --timeout 1800
+soak: $(VENV)/.dev ## the long tests for MINUTES=20, or MINUTES=all, with any SEED: load, kills, faults, damage
+	@$(if $(SEED),TOKENBUDGET_SEED=$(SEED)) $(PY) -m pytest -m soak --timeout 3600 \
+	    $(if $(filter all,$(MINUTES)),,--soak-minutes $(or $(MINUTES),20))
 
 bench: $(VENV)/.dev ## measure this machine
 	@$(PY) benchmarks/ledger.py

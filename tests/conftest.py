@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.soaking import pace, pytest_addoption, pytest_collection_modifyitems, pytest_runtest_setup, pytest_terminal_summary  # noqa: F401 - pytest finds them here
 from tokenbudget_lab import link
 from tokenbudget_lab.events import Event
 from tokenbudget_lab.ids import uuid7_source
@@ -35,12 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     """How to have the same chances again."""
     return f"TOKENBUDGET_SEED={os.environ['TOKENBUDGET_SEED']}"
-
-
-@pytest.fixture(scope="session")
-def seed() -> str:
-    """Where the chances of a test come from."""
-    return os.environ["TOKENBUDGET_SEED"]
 
 
 class Clock:

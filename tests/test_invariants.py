@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 from zoneinfo import ZoneInfo
 
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import tokenbudget_lab.state as fold
 from tests.conftest import Clock
 from tests.history import checked, recorded
+from tests.soaking import Pace
 from tokenbudget_lab import commands as ask
 from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.errors import BudgetExceeded, InvalidValue, LedgerClosed, LedgerCorrupt, StoreFailed
@@ -944,8 +946,9 @@ def test_a_random_day_goes_as_in_the_model(machine: type[Day], examples: int) ->
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("machine", "examples"), [(Day, 2000), (ForgetfulDay, 2000), (DayInAFile, 500)])
-def test_thousands_of_random_days_go_as_in_the_model(machine: type[Day], examples: int) -> None:
-    run(machine, examples, 60)
+def test_thousands_of_random_days_go_as_in_the_model(machine: type[Day], examples: int, pace: Pace) -> None:
+    for _ in pace.some(range(examples // 10)):
+        run(hypothesis.seed(pace.chance.randrange(2**32))(machine), 10, 60)
 
 
 # --- what the machine found, each in its own words --------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import pytest
 import tokenbudget_lab as tbl
 from tests.history import checked, recorded
 from tests.processes import is_gone, owner_pid, until
+from tests.soaking import Pace
 from tokenbudget_lab import link
 from tokenbudget_lab.keeper import read_key
 from tokenbudget_lab.place import Place, place_of
@@ -315,6 +316,7 @@ def test_a_keeper_that_is_asked_to_leave_sends_no_waiter_away(place: Place) -> N
 INTERRUPTED = """if True:
     import pathlib, random, signal, sys, time
     import tokenbudget_lab as tbl
+from tests.soaking import Pace
     from tests.history import checked, recorded
     where, told, seed = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
     chance = random.Random(seed)
@@ -343,12 +345,20 @@ INTERRUPTED = """if True:
 @pytest.mark.parametrize("rounds", [pytest.param(1, id="few"), pytest.param(30, id="many", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("where", ["memory", "keeper"])
 @pytest.mark.timeout(900)
-def test_ctrl_c_at_any_moment_hangs_nothing(tmp_path: Path, where: str, rounds: int, seed: str) -> None:
+def test_ctrl_c_at_any_moment_hangs_nothing(tmp_path: Path, where: str, rounds: int, pace: Pace) -> None:
     """Hundreds of interrupts, and every time the next verb is answered; what was told agrees with what is there."""
-    for n in range(rounds):
+    interrupts = 0
+    for n in pace.some(range(rounds)):
         place, told = place_of(tmp_path / f"{n}.duckdb"), tmp_path / f"told-{n}"
         child = subprocess.run(
-            [sys.executable, "-c", INTERRUPTED, str(place.file) if where == "keeper" else ":memory:", told, f"{seed}-{n}"],
+            [
+                sys.executable,
+                "-c",
+                INTERRUPTED,
+                str(place.file) if where == "keeper" else ":memory:",
+                told,
+                str(pace.chance.random()),
+            ],
             cwd=Path(__file__).parents[1],
             capture_output=True,
             text=True,
@@ -357,4 +367,6 @@ def test_ctrl_c_at_any_moment_hangs_nothing(tmp_path: Path, where: str, rounds: 
         )
         assert child.returncode == 0, child.stderr
         assert int(child.stdout) > 100
+        interrupts += int(child.stdout)
         link.stop(place)
+    pace.says(f"{interrupts:,} interrupts")

@@ -25,6 +25,7 @@ from jupyter_client.manager import KernelManager
 
 import tokenbudget_lab as tbl
 from tests.history import checked, recorded
+from tests.soaking import Pace
 from tokenbudget_lab import link
 from tokenbudget_lab.place import Place, place_of
 
@@ -35,6 +36,7 @@ PACKAGE = Path(tbl.__file__).resolve()
 OPEN = """
     import asyncio, json, os, pathlib, sys, threading, time
     import tokenbudget_lab as tbl
+from tests.soaking import Pace
     from tests.history import recorded
     from tokenbudget_lab.desk import Ticket
     ledger = recorded(tbl.connect("spend.duckdb"), pathlib.Path("told"))
@@ -303,7 +305,7 @@ def test_an_interrupted_cell_leaves_nothing_held(
 
 @pytest.mark.parametrize("times", [10, pytest.param(200, marks=pytest.mark.soak)])
 def test_interrupts_in_the_middle_of_calls_leave_a_kernel_that_works(
-    one: Notebook, two: Notebook, place: Place, ledger: tbl.Ledger, times: int
+    one: Notebook, two: Notebook, place: Place, ledger: tbl.Ledger, times: int, pace: Pace
 ) -> None:
     """Wherever it strikes: between a grant and its block as well, where the hold is left to its expiry.
 
@@ -314,7 +316,7 @@ def test_interrupts_in_the_middle_of_calls_leave_a_kernel_that_works(
     folder, study, other = place.file.parent, ledger.budget("study"), ledger.budget("other", requests=1_000_000)
     study.set_limit(tokens=1_000_000)
     going_on = two.send(GO_ON)
-    for _ in range(times):
+    for _ in pace.some(range(times)):
         cell = one.send("""
             while True:
                 with study.reserve(tokens=1, timeout=1) as call:

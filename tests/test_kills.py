@@ -26,6 +26,7 @@ import pytest
 import tokenbudget_lab as tbl
 from tests.history import checked, recorded
 from tests.processes import is_gone, owner_pid, until
+from tests.soaking import Pace
 from tokenbudget_lab import link
 from tokenbudget_lab.place import Place, place_of
 from tokenbudget_lab.recovery import Checkpoint
@@ -221,16 +222,17 @@ MANY = pytest.param(150, 4, id="many", marks=[pytest.mark.soak, pytest.mark.time
 
 @pytest.mark.parametrize(("rounds", "clients"), [FEW, MANY])
 def test_killed_keepers_and_clients_lose_nothing_and_decide_nothing_twice(
-    folder: Path, rounds: int, clients: int, seed: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, rounds: int, clients: int, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was acknowledged is there, once, and as it was told; what was not is there once, or not at all.
 
     The file opens after each kill, and is sound. Holds of killed clients end by their expiry. Those who are left go on within
     two seconds, as a rule.
     """
-    figures, chance = Figures(), random.Random(seed)
+    figures, chance = Figures(), pace.chance
     monkeypatch.setenv("TOKENBUDGET_KEEPER_LINGER_S", "0.5")
-    for number, first in enumerate(range(0, rounds, ROUNDS)):
+    for first in pace.some(range(0, rounds, ROUNDS)):
+        number = first // ROUNDS
         monkeypatch.setenv("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", str(OFTEN[number % len(OFTEN)]))
         home = folder / f"ledger-{number}"
         home.mkdir()
@@ -243,7 +245,7 @@ def test_killed_keepers_and_clients_lose_nothing_and_decide_nothing_twice(
             crew.end()
         finally:
             crew.abandon()
-    print(f"{folder}, seed {seed}: {figures}")  # noqa: T201 - says what it did
+    pace.says(str(figures))
     assert statistics.median(figures.waited) < 2
-    if rounds > ROUNDS:
-        assert min(figures.hits[what] for what in ("copy", "checkpoint", "recovery")) > rounds // 20
+    if figures.rounds > ROUNDS:
+        assert min(figures.hits[what] for what in ("copy", "checkpoint", "recovery")) > figures.rounds // 20

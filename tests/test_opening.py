@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.soaking import Pace
 
 OPEN_AND_SAY = """if True:
     import sys, tokenbudget_lab as tbl
@@ -26,9 +27,9 @@ OPEN_AND_SAY = """if True:
 
 @pytest.mark.parametrize("rounds", [pytest.param(12, id="few"), pytest.param(150, id="all", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_a_ledger_is_made_in_one_step_or_not_at_all(tmp_path: Path, how: signal.Signals, rounds: int) -> None:
+def test_a_ledger_is_made_in_one_step_or_not_at_all(tmp_path: Path, how: signal.Signals, rounds: int, pace: Pace) -> None:
     """Interrupted or killed at any moment of its making, the next `connect` finds a whole ledger or makes one."""
-    for n in range(rounds):
+    for n in pace.some(range(rounds)):
         where = tmp_path / f"spend-{n}.duckdb"
         with subprocess.Popen(
             [sys.executable, "-c", OPEN_AND_SAY, str(where)], stdout=subprocess.PIPE, stderr=subprocess.PIPE

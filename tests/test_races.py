@@ -22,6 +22,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.history import checked, recorded
+from tests.soaking import Pace
 from tokenbudget_lab import link
 from tokenbudget_lab.commands import Reserve
 from tokenbudget_lab.desk import Desk, Ticket
@@ -96,8 +97,8 @@ def at_once(*work: Callable[[], Any]) -> list[Any]:
 
 
 @again
-def test_three_of_twenty_threads_are_granted(kind: str, rounds: int, tmp_path: Path) -> None:
-    for _ in range(rounds):
+def test_three_of_twenty_threads_are_granted(kind: str, rounds: int, tmp_path: Path, pace: Pace) -> None:
+    for _ in pace.some(range(rounds)):
         with fresh(kind, tmp_path) as ledger:
             lab = ledger.budget("lab", usd=1)
             answers = at_once(*[partial(takes, lab)] * 20)
@@ -105,7 +106,7 @@ def test_three_of_twenty_threads_are_granted(kind: str, rounds: int, tmp_path: P
 
 
 @again
-def test_three_of_twenty_tasks_are_granted(kind: str, rounds: int, tmp_path: Path) -> None:
+def test_three_of_twenty_tasks_are_granted(kind: str, rounds: int, tmp_path: Path, pace: Pace) -> None:
     async def race(lab: tbl.Budget) -> int:
         start = asyncio.Event()
 
@@ -120,7 +121,7 @@ def test_three_of_twenty_tasks_are_granted(kind: str, rounds: int, tmp_path: Pat
         assert all(isinstance(a, tbl.Reservation | tbl.BudgetExceeded) for a in answers)
         return sum(isinstance(answer, tbl.Reservation) for answer in answers)
 
-    for _ in range(rounds):
+    for _ in pace.some(range(rounds)):
         with fresh(kind, tmp_path) as ledger:
             lab = ledger.budget("lab", usd=1)
             assert (asyncio.run(race(lab)), lab.balance.reserved_usd) == (3, Decimal("0.9"))
@@ -166,8 +167,8 @@ def children(path: Path, count: int) -> Iterator[list[subprocess.Popen[str]]]:
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(200, marks=for_long)])
-def test_three_of_twenty_threads_in_four_processes_are_granted(rounds: int, tmp_path: Path) -> None:
-    for _ in range(rounds):
+def test_three_of_twenty_threads_in_four_processes_are_granted(rounds: int, tmp_path: Path, pace: Pace) -> None:
+    for _ in pace.some(range(rounds)):
         with fresh("keeper", tmp_path) as ledger:
             lab = ledger.budget("lab", usd=1)
             with children(Path(ledger.desk.where), 4) as four:
