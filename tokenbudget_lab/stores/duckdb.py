@@ -27,7 +27,7 @@ from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, Versi
 from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
 from ..place import Place, check_content, warn_if_shared
-from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, put_back, rewrite_log
+from ..recovery import Checkpoint, Undisturbed, copy_aside, copy_once, cut_log, log_of, put_back, rewrite_log
 from ..rows import COLUMNS, from_arrow, from_row, to_batch, to_row
 from ..state import State
 from ..store import Loss
@@ -79,10 +79,12 @@ class DuckDBStore:
     """
 
     def __init__(self, place: Place, *, role: Literal["embedded", "keeper"] = "embedded", accept_loss: bool = False) -> None:
-        self.place, self.where = place, str(place.file)
+        self.place, self.where, self._role = place, str(place.file), role
         self.damage: LedgerDamaged | None = None
         self.loss: Loss | None = None
         self._accept_loss, self._checkpoint, self._transactions = accept_loss, Checkpoint(place), 0
+        self._as_left, self._acknowledged = Undisturbed(place), Head(0, b"")
+        self._put_off = 0  # no checkpoint before so many transactions
         self._snapped = 0  # `seq` of the snapshot
         self._pid = os.getpid()
         self._reading = threading.Lock()
@@ -90,6 +92,7 @@ class DuckDBStore:
         warn_if_shared(place.file.parent)
         self._lock = self._acquire()
         try:
+            self._note_lock()
             place.write_owner(role=role)
             self._heads = Heads(place.heads)
             self._undisturbed(self._open)
@@ -146,12 +149,14 @@ class DuckDBStore:
         import duckdb
 
         head = self._heads.read()
+        if self._acknowledged.seq > (head.seq if head is not None else 0):  # the heads were lost while it was open
+            head = self._acknowledged
         if not self.place.file.exists() and (head is None or self._accept_loss):
             self._make()
-        if self.place.file.exists():
-            check_content(self.place.file)
         con, found = self._look(head)
-        if self._checkpoint.interrupted:  # what it wrote may not be on the disk, though it can be read; the copy is
+        if con is not None and found is None and head is not None and self._checkpoint.is_behind(head.seq):
+            self._checkpoint.end()  # its copy has not what was acknowledged since
+        elif self._checkpoint.interrupted:  # what it wrote may not be on the disk, though it can be read; the copy is
             if con is not None:
                 con.close()
             kept = self._checkpoint.restore(keep=found is not None)
@@ -172,8 +177,9 @@ class DuckDBStore:
                 self._appender = con.appender("events")
                 last = _last(con)
                 hash = _hash_of(con, last)
-                if hash is not None and (last, hash) != head and self.loss is None:
+                if hash is not None and self.loss is None and (last, hash) != self._heads.read():
                     self._heads.write(Head(last, hash))
+                self._as_left.note()
         except BaseException as error:
             con.close()
             if isinstance(error, duckdb.Error | OSError):
@@ -188,10 +194,16 @@ class DuckDBStore:
             return None, (1, "the file is gone")
         if not os.access(self.place.file, os.R_OK | os.W_OK):
             raise NotALedger(self.where, "it cannot be read and written by this user")
+        nothing = head is None and not self._checkpoint.interrupted  # was ever acknowledged from here
+        try:
+            check_content(self.place.file)
+        except NotALedger as error:
+            if nothing or error.__cause__ is not None:  # it could not be read
+                raise
+            return None, (0, error.reason)
         try:
             con = self._connect(self.place.file)
         except duckdb.Error as error:
-            nothing = head is None and not self._checkpoint.interrupted  # was ever acknowledged from here
             if nothing or not _is_damage(error):
                 raise NotALedger(self.where, f"DuckDB cannot open it ({_first_line(error)})") from error
             return None, (0, f"DuckDB cannot open it: {_first_line(error)}")
@@ -350,12 +362,21 @@ class DuckDBStore:
             if self.loss is not None:  # it stands in the log now
                 self._heads.reset()
                 self.loss, self._accept_loss = None, False
-            self._heads.write(Head(events[-1].seq, events[-1].hash))
+            self._heads.write(head := Head(events[-1].seq, events[-1].hash))
         except Exception as error:
             raise StoreFailed(_first_line(error)) from error
+        self._acknowledged = head
         self._transactions += 1
         if not self._protected:
             self._protected = self._protect()
+        self._as_left.note()
+
+    def is_disturbed(self) -> bool:
+        """Whether file, log, heads or lock are not as they were left: replaced, removed, or written by somebody else."""
+        name = self._as_left.disturbed()
+        if name is not None and self.damage is None:
+            log.warning("%s: %s was changed by somebody else while in use; it is opened again", self.where, name)
+        return name is not None
 
     def tend(self, state: State) -> None:
         """What is due when nobody waits: a checkpoint, behind a copy of the file, before the log takes long to replay.
@@ -367,19 +388,31 @@ class DuckDBStore:
             return
         import duckdb
 
-        self._checkpoint.begin()
+        if self.is_disturbed():
+            raise StoreFailed("no checkpoint of a file that somebody else has changed")
+        try:
+            self._checkpoint.begin(state.seq)
+        except StoreFailed as error:
+            if self._checkpoint.interrupted:  # marked, and perhaps not on the disk
+                raise
+            log.warning(
+                "%s: no checkpoint now; %s", self.where, error
+            )  # no room for the copy; what is written is not in danger
+            self._put_off = self._transactions + max(1, CHECKPOINT_TRANSACTIONS // 10)
+            return
         try:
             self._con.execute("checkpoint")
         except duckdb.TransactionException:  # somebody reads; the copy was in vain, and the next time is near
-            self._transactions -= CHECKPOINT_TRANSACTIONS // 10
+            self._put_off = self._transactions + max(1, CHECKPOINT_TRANSACTIONS // 10)
         except duckdb.Error as error:
             raise StoreFailed(f"the checkpoint failed: {_first_line(error)}") from error
         else:
-            self._transactions, self._protected = 0, False
+            self._transactions, self._put_off, self._protected = 0, 0, False
         try:
             self._checkpoint.end()
         except OSError as error:
             raise StoreFailed(_first_line(error)) from error
+        self._as_left.note()
         self._snap(state)
 
     def _snap(self, state: State) -> None:
@@ -391,10 +424,10 @@ class DuckDBStore:
             self._snapped = state.seq
 
     def _is_due(self) -> bool:
+        if self._transactions < max(1, self._put_off):
+            return False
         if self._transactions >= CHECKPOINT_TRANSACTIONS:
             return True
-        if self._transactions <= 0:
-            return False
         with contextlib.suppress(FileNotFoundError):
             size = log_of(self.place.file).stat().st_size
             return size > CHECKPOINT_LOG and size > self.place.file.stat().st_size // 10
@@ -402,7 +435,9 @@ class DuckDBStore:
 
     def copy(self, name: str) -> str:
         """A copy of file and log, in a new folder beside the ledger."""
-        return str(copy_aside(self.place, self.place.folder / f"copy-{name}") / self.place.file.name)
+        folder = self.place.folder / f"copy-{name}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a keeper that was killed before it could answer
+        return str(copy_aside(self.place, folder) / self.place.file.name)
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of these entries and commands, in order."""
@@ -444,10 +479,37 @@ class DuckDBStore:
         with contextlib.suppress(duckdb.Error):
             self._con.close()
         try:
+            self._take_again()
             rewrite_log(self.place)
         except OSError as error:
             raise StoreFailed(f"the log could not be synced ({error})") from error
         self._open()
+
+    def _take_again(self) -> None:
+        """Lock and heads, where somebody has removed them from their folder: else another owner would take them too.
+
+        Raises:
+            LedgerBusy: one has.
+        """
+        if not (self._lock.is_locked and self.owns_lock()):
+            self._lock.release()
+            self.place.make_folder()
+            self._lock = self._acquire()
+            self._note_lock()
+            if not self.place.owner.exists():
+                self.place.write_owner(role=self._role)
+        heads = Heads(self.place.heads)
+        self._heads.close()
+        self._heads = heads
+
+    def _note_lock(self) -> None:
+        self._lock_file = self.place.lock.stat().st_ino
+
+    def owns_lock(self) -> bool:
+        """Whether the file that is locked is the one that others would lock."""
+        with contextlib.suppress(OSError):
+            return self.place.lock.stat().st_ino == self._lock_file
+        return False
 
     def close(self, state: State | None = None) -> None:
         """Close the file, then let go of the lock; a fold that is given, and far from the last snapshot, becomes one."""
