@@ -143,7 +143,7 @@ static enum verdict judge_fd(const char *kind, int fd, int writes) {
 static int noted(int fd, int told, int syncs) {
     char path[4096];
     int before = errno;
-    if (path_of(fd, path) && strncmp(path + ledger_length, ".d/", 3) != 0) {
+    if (path_of(fd, path) && strncmp(path + ledger_length, ".d", 2) != 0) {
         if (told && syncs) snprintf(control->unsynced, 64, "%s", name_of(path));
         if (!told && strncmp(control->unsynced, name_of(path), 63) == 0) control->unsynced[0] = '\0';
     }

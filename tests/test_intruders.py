@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 
 import tokenbudget_lab as tbl
@@ -20,6 +21,7 @@ from tokenbudget_lab import link
 from tokenbudget_lab.heads import Head, Heads
 from tokenbudget_lab.place import Place, place_of
 from tokenbudget_lab.recovery import log_of
+from tokenbudget_lab.state import State
 from tokenbudget_lab.stores import duckdb as store_module
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="an open file can be neither replaced nor removed there")
@@ -284,19 +286,180 @@ def test_no_checkpoint_is_made_of_a_file_that_is_not_there_any_more(place: Place
     with tbl.connect(place.file, embedded=True) as ledger:
         lab = ledger.budget("lab", tokens=LIMIT)
         spend(lab, 5)
-        store = ledger.desk.store  # type: ignore[attr-defined] # a writer
-        append = store.append
+        store, seq = ledger.desk.store, ledger.verify().events  # type: ignore[attr-defined] # a writer
+        tend = store.tend
 
-        def append_and_lose(events: object) -> None:
-            append(events)
-            place.file.rename(place.file.with_name("away"))
+        def lose_and_tend(state: State) -> None:
+            if state.seq > seq and place.file.exists():
+                place.file.rename(place.file.with_name("away"))
+                monkeypatch.setattr(store_module, "CHECKPOINT_TRANSACTIONS", 1)
+            tend(state)
 
-        monkeypatch.setattr(store, "append", append_and_lose)
-        monkeypatch.setattr(store_module, "CHECKPOINT_TRANSACTIONS", 1)
+        monkeypatch.setattr(store, "tend", lose_and_tend)
         lab.record(tokens=10).result()
-        monkeypatch.undo()
         assert isinstance(spend(lab, 1)[1], tbl.LedgerDamaged)
+        monkeypatch.undo()
         place.file.with_name("away").rename(place.file)
         assert spend(lab, 1) == (10, None)
         assert lab.balance.committed_tokens == 70
         ledger.verify()
+
+
+def test_what_goes_into_a_file_without_a_name_is_not_acknowledged(place: Place) -> None:
+    """DuckDB would take whoever opens a path to what this process still has open under it, though another file is there now.
+
+    open      by DuckDB itself, in this process
+    replace   file and log by their copies
+    open      the ledger  an error, until the other is closed
+    """
+    with tbl.connect(place.file, embedded=True) as ledger:
+        spend(ledger.budget("lab", tokens=LIMIT), 5)
+    with duckdb.connect(str(place.file), config={"threads": 1, "autoinstall_known_extensions": False}) as con:
+        con.execute("pragma disable_checkpoint_on_shutdown")
+        con.execute("create table mine (x int)")
+        replace_it_by_its_copy(place)
+        with pytest.raises(tbl.StoreFailed, match="different configuration"):
+            tbl.connect(place.file, embedded=True)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert spend(ledger.budget("lab"), 1) == (10, None)
+        ledger.verify()
+
+
+def test_an_append_that_does_not_show_in_the_log_is_none(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it went: into a log that was removed a moment before.
+
+    limit     200 tokens
+    call      10, 5 times
+    remove    the log, between the look at it and the append
+    call      10  an error
+    """
+    with tbl.connect(place.file, embedded=True) as ledger:
+        lab = ledger.budget("lab", tokens=LIMIT)
+        assert spend(lab, 5) == (50, None)
+        store = ledger.desk.store  # type: ignore[attr-defined] # a writer
+        looked = store.is_disturbed
+
+        def look_too_early() -> bool:
+            found: bool = looked()
+            log_of(place.file).unlink(missing_ok=True)
+            log_of(place.file).touch()
+            store._as_left.note()
+            return found
+
+        monkeypatch.setattr(store, "is_disturbed", look_too_early)
+        acknowledged, error = spend(lab, 1)
+        assert (acknowledged, type(error)) == (0, tbl.LedgerDamaged)
+
+
+def test_a_reader_in_the_middle_of_its_rows_does_not_stand_in_the_way_of_opening_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told to ask again; DuckDB would have waited for it.
+
+    call      10, 5 times
+    read      the first rows
+    touch     the file
+    call      10, 5 times
+    read      the rest  an error
+    """
+    monkeypatch.setattr(store_module, "_FETCH", 2)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        lab = ledger.budget("lab", tokens=LIMIT)
+        assert spend(lab, 5) == (50, None)
+        reader = ledger.desk.arrow()
+        assert reader.read_next_batch().num_rows > 0
+        touch(place)
+        assert spend(lab, 5) == (50, None)
+        with pytest.raises(tbl.StoreFailed, match="ask again"):
+            list(reader)
+        assert ledger.verify().events == ledger.events().collect().height
+
+
+# --- forked children ----------------------------------------------------------------------------------------------------------
+
+FORKED = """
+import concurrent.futures, gc, multiprocessing, os, shutil, sys, warnings
+import duckdb
+import tokenbudget_lab as tbl
+warnings.simplefilter("ignore", DeprecationWarning)
+path, embedded, way = sys.argv[1], sys.argv[2] == "True", sys.argv[3]
+ledger = tbl.connect(path, embedded=embedded)
+lab = ledger.budget("lab", tokens=200)
+
+def spend(calls):
+    n = 0
+    try:
+        for n in range(calls):
+            lab.reserve_sync(tokens=10).commit(tokens=10).result()
+    except tbl.TokenBudgetError as error:
+        return n, type(error).__name__
+    return calls, ""
+
+def raw():
+    # As it comes, with the owner's settings, and by its bytes.
+    for config in ({}, {"threads": 1, "autoinstall_known_extensions": False}):
+        try:
+            with duckdb.connect(path, config=config) as con:
+                con.execute("create table mine (x int)")
+        except duckdb.Error as error:
+            pass
+    shutil.copy(path, path + ".copied")
+    open(path, "rb").read()
+
+def in_the_child():
+    global ledger, lab
+    if way == "raw":
+        raw()
+    elif way == "collected":
+        del ledger, lab
+        gc.collect()
+        sys.exit(0)
+    else:
+        assert spend(1) == (0, "LedgerForked"), "it was not refused"
+
+print(spend(5))
+if way in ("process", "raw in a process"):
+    way = "raw" if way.startswith("raw") else way
+    child = multiprocessing.get_context("fork").Process(target=in_the_child)
+    child.start(); child.join()
+    assert child.exitcode == 0, child.exitcode
+elif way == "pool":
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(spend, [1, 1]) == [(0, "LedgerForked")] * 2
+elif way == "executor":
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        assert list(pool.map(spend, [1, 1])) == [(0, "LedgerForked")] * 2
+else:
+    child = os.fork()
+    if child == 0:
+        in_the_child()
+        sys.exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print(spend(30))
+ledger.verify()
+ledger.close()
+ledger = tbl.connect(path, embedded=embedded)
+ledger.verify()
+print(ledger.budget("lab").balance.committed_tokens)
+ledger.close()
+"""
+
+
+@pytest.mark.parametrize("way", ["raw", "collected", "process", "raw in a process", "pool", "executor"])
+def test_forked_children_of_every_kind_harm_nothing(place: Place, way: str, *, embedded: bool) -> None:
+    """One that opens the file by DuckDB and writes, one that collects the ledger, those of multiprocessing.
+
+    limit     200 tokens
+    call      10, 5 times
+    fork
+    call      10, until it is refused
+    open again
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(place.file), str(embedded), way],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["(5, '')", "(15, 'BudgetExceeded')", "200"]), done.stderr

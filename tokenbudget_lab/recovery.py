@@ -188,6 +188,10 @@ class Undisturbed:
                 return name
         return None
 
+    def log_has_changed(self) -> bool:
+        """Whether the log is not as it was left: an append that it does not show went into a file without a name."""
+        return not self._noted or _stat(self._names[1]) != self._noted[1]
+
 
 def _stat(name: str) -> tuple[int, ...] | None:
     try:

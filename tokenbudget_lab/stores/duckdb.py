@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ from ..desk import Latch, finish
 from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
+from ..ids import new_id
 from ..place import Place, check_content, warn_if_shared
 from ..recovery import Checkpoint, Undisturbed, copy_aside, copy_once, cut_log, log_of, put_back, rewrite_log
 from ..rows import COLUMNS, from_arrow, from_row, to_batch, to_row
@@ -54,6 +56,8 @@ _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa
 CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", "10000"))  # half a second to replay
 CHECKPOINT_LOG = 64 * 2**20  # bytes, or a tenth of the file where that is more
 _DAMAGE = re.compile(r"checksum|corrupt|WAL|replay|serializ|not a valid DuckDB|block|header|enough bytes", re.IGNORECASE)
+# What says nothing of the file: this process has it open already; the disk, or this process, is in trouble.
+_NO_DAMAGE = ("different configuration", *map(os.strerror, (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)))
 SNAPSHOT_EVENTS = 10_000  # behind the last snapshot, at closing
 MANY = 150  # from here on an Arrow batch is cheaper than the appender, and leaves the interpreter free while it is written
 
@@ -88,6 +92,7 @@ class DuckDBStore:
         self._snapped = 0  # `seq` of the snapshot
         self._pid = os.getpid()
         self._reading = threading.Lock()
+        self._rows: weakref.WeakSet[Rows] = weakref.WeakSet()
         place.make_folder()
         warn_if_shared(place.file.parent)
         self._lock = self._acquire()
@@ -153,19 +158,7 @@ class DuckDBStore:
             head = self._acknowledged
         if not self.place.file.exists() and (head is None or self._accept_loss):
             self._make()
-        con, found = self._look(head)
-        if con is not None and found is None and head is not None and self._checkpoint.is_behind(head.seq):
-            self._checkpoint.end()  # its copy has not what was acknowledged since
-        elif self._checkpoint.interrupted:  # what it wrote may not be on the disk, though it can be read; the copy is
-            if con is not None:
-                con.close()
-            kept = self._checkpoint.restore(keep=found is not None)
-            if kept is not None:
-                log.warning(
-                    "%s: a checkpoint was cut short; the copy made before it is back, what was found is in %s", self.where, kept
-                )
-            con, found = self._look(head)
-            self._checkpoint.end()
+        con, found = self._settled(head)
         if found is not None:
             con = self._damaged(con, head or Head(0, b""), *found)
         assert con is not None  # noqa: S101 - nothing was found, or it can be read; tells the type checker
@@ -186,6 +179,32 @@ class DuckDBStore:
                 raise NotALedger(self.where, _first_line(error)) from error
             raise
 
+    def _settled(self, head: Head | None) -> tuple[duckdb.DuckDBPyConnection | None, tuple[int, str] | None]:
+        """What `_look` finds when nothing is left of a checkpoint that was cut short.
+
+        While a connection is open DuckDB takes whoever opens the same name to what it had opened, even if another file is there
+        now: it has to be closed before a file is put back, and whatever fails.
+        """
+        con, found = self._look(head)
+        if not self._checkpoint.interrupted:
+            return con, found
+        if not (con is not None and found is None and head is not None and self._checkpoint.is_behind(head.seq)):
+            if con is not None:  # what was written may not be on the disk, though it can be read; the copy is
+                con.close()
+            kept = self._checkpoint.restore(keep=found is not None)
+            if kept is not None:
+                log.warning(
+                    "%s: a checkpoint was cut short; the copy made before it is back, what was found is in %s", self.where, kept
+                )
+            con, found = self._look(head)
+        try:
+            self._checkpoint.end()
+        except OSError:
+            if con is not None:
+                con.close()
+            raise
+        return con, found
+
     def _look(self, head: Head | None) -> tuple[duckdb.DuckDBPyConnection | None, tuple[int, str] | None]:
         """Open the file, and say from which event on it is not what it was, and why; nothing is written."""
         import duckdb
@@ -204,6 +223,8 @@ class DuckDBStore:
         try:
             con = self._connect(self.place.file)
         except duckdb.Error as error:
+            if any(said in str(error) for said in _NO_DAMAGE):
+                raise StoreFailed(f"{self.where} cannot be opened: {_first_line(error)}") from error
             if nothing or not _is_damage(error):
                 raise NotALedger(self.where, f"DuckDB cannot open it ({_first_line(error)})") from error
             return None, (0, f"DuckDB cannot open it: {_first_line(error)}")
@@ -223,7 +244,10 @@ class DuckDBStore:
     def _connect(self, file: Path, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
         import duckdb
 
-        con = duckdb.connect(str(file), read_only=read_only, config={"threads": 1, "autoinstall_known_extensions": False})
+        # A name of its own, because DuckDB would hand out what this process still has open under this path, as it was then,
+        # even if another file is there now: with another setting it refuses to.
+        config = {"threads": 1, "autoinstall_known_extensions": False, "custom_user_agent": f"tokenbudget_lab {new_id()}"}
+        con = duckdb.connect(str(file), read_only=read_only, config=config)
         con.execute("PRAGMA disable_checkpoint_on_shutdown")
         con.execute("SET checkpoint_threshold = '1TB'")
         con.execute("SET TimeZone = 'UTC'")
@@ -234,7 +258,12 @@ class DuckDBStore:
         """Copy away what was found; then read what is good, or go on without the rest where that was asked for."""
         if con is not None and not self._accept_loss:
             con.close()
-        copy = copy_once(self.place)
+        try:
+            copy = copy_once(self.place)
+        except BaseException:
+            if con is not None:
+                con.close()
+            raise
         readable = None
         if con is None:
             readable = self._readable(copy, reason)
@@ -359,6 +388,8 @@ class DuckDBStore:
                 self._con.register("_new", to_batch(events))
                 self._con.execute("insert into events select * from _new").fetchall()
                 self._con.unregister("_new")
+            if not self._as_left.log_has_changed():
+                raise OSError("what was written is not in the log of this name")  # noqa: TRY301 - told like any other failure
             if self.loss is not None:  # it stands in the log now
                 self._heads.reset()
                 self.loss, self._accept_loss = None, False
@@ -466,7 +497,10 @@ class DuckDBStore:
         names = ", ".join(map(_as_text, chosen))
         where = "" if upto is None else f"where seq <= {int(upto)}"
         with self._reading:
-            return self._con.cursor().sql(f"select {names} from events {where} order by seq").to_arrow_reader(_FETCH)  # noqa: S608 - as above
+            reader = self._con.cursor().sql(f"select {names} from events {where} order by seq").to_arrow_reader(_FETCH)  # noqa: S608 - as above
+        rows = Rows(reader, self.where)
+        self._rows.add(rows)
+        return rows.reader()
 
     def reopen(self) -> None:
         """Open the file again: what DuckDB replays is what is kept.
@@ -476,6 +510,8 @@ class DuckDBStore:
         """
         import duckdb
 
+        for rows in list(self._rows):
+            rows.end()
         with contextlib.suppress(duckdb.Error):
             self._con.close()
         try:
@@ -526,6 +562,39 @@ class DuckDBStore:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._con))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._appender))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
+
+class Rows:
+    """Events on their way to a reader, who may be slow; while they are, DuckDB would wait for ever to open the file again."""
+
+    def __init__(self, reader: Any, where: str) -> None:
+        self._reader, self._where, self._ended = reader, where, False
+        self._reading = threading.Lock()
+        self._schema = reader.schema
+
+    def reader(self) -> Any:
+        """The same as a reader that can be ended."""
+        import pyarrow as pa
+
+        return pa.RecordBatchReader.from_batches(self._schema, self._batches())
+
+    def _batches(self) -> Iterator[Any]:
+        while True:
+            with self._reading:
+                if self._ended:
+                    raise StoreFailed(f"{self._where} was opened again in the middle of a query; ask again")
+                try:
+                    batch = self._reader.read_next_batch()
+                except StopIteration:
+                    return
+            yield batch
+
+    def end(self) -> None:
+        """Whoever still reads is told so."""
+        with self._reading:
+            self._ended = True
+            self._reader.close()
+            self._reader = None
 
 
 def _missing(con: duckdb.DuckDBPyConnection, head: Head) -> tuple[int, str] | None:
