@@ -246,7 +246,11 @@ class DuckDBStore:
 
         # A name of its own, because DuckDB would hand out what this process still has open under this path, as it was then,
         # even if another file is there now: with another setting it refuses to.
-        config = {"threads": 1, "autoinstall_known_extensions": False, "custom_user_agent": f"tokenbudget_lab {new_id()}"}
+        config: dict[str, Any] = {
+            "threads": 1,
+            "autoinstall_known_extensions": False,
+            "custom_user_agent": f"tokenbudget_lab {new_id()}",
+        }
         con = duckdb.connect(str(file), read_only=read_only, config=config)
         con.execute("PRAGMA disable_checkpoint_on_shutdown")
         con.execute("SET checkpoint_threshold = '1TB'")
@@ -389,7 +393,7 @@ class DuckDBStore:
                 self._con.execute("insert into events select * from _new").fetchall()
                 self._con.unregister("_new")
             if not self._as_left.log_has_changed():
-                raise OSError("what was written is not in the log of this name")  # noqa: TRY301 - told like any other failure
+                raise OSError("what was written is not in the log of this name")
             if self.loss is not None:  # it stands in the log now
                 self._heads.reset()
                 self.loss, self._accept_loss = None, False
