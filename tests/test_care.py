@@ -179,6 +179,25 @@ def test_the_mark_of_a_checkpoint_that_ended_takes_nothing_back(place: Place) ->
     assert not checkpoint.interrupted
 
 
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_checkpoint_whose_copy_was_removed_takes_nothing_away(place: Place, *, torn: bool) -> None:
+    """Somebody made room. What can be read is the ledger; what cannot is named, and left as it is."""
+    acknowledged = killed_at(place, "behind the mark")
+    shutil.rmtree(Checkpoint(place).copy)
+    if torn:
+        data = place.file.read_bytes()
+        place.file.write_bytes(data[:4096] + bytes(8192) + data[12288:])
+    before = place.file.read_bytes()
+    if torn:
+        with pytest.raises(tbl.LedgerDamaged):
+            tbl.connect(place.file, embedded=True)
+        assert place.file.read_bytes() == before
+        return
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.budget("lab").balance.committed_tokens in (acknowledged, acknowledged + 1)
+        ledger.verify()
+
+
 def test_where_there_is_no_room_for_the_copy_there_is_no_checkpoint_and_the_ledger_goes_on(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

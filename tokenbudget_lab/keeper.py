@@ -320,7 +320,7 @@ def read_key(place: Place) -> bytes:
         FileNotFoundError: no keeper was ever here.
         NotALedger: it belongs to somebody else, or others can read it.
     """
-    handle = os.open(place.key, os.O_RDONLY | os.O_NOFOLLOW)
+    handle = os.open(place.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe is not waited for
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:

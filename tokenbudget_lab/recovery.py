@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .errors import InvalidValue, StoreFailed
 from .heads import sync_folder
-from .place import Place
+from .place import Place, read_file
 
 _POSITION = re.compile(r"entry at byte position (\d+)")
 
@@ -80,6 +80,11 @@ class Checkpoint:
         """Whether a checkpoint was begun and its end is not known."""
         return self.mark.exists()
 
+    @property
+    def has_copy(self) -> bool:
+        """Whether there is anything to go back to; somebody may have made room."""
+        return (self.copy / self.place.file.name).exists()
+
     def begin(self, seq: int) -> None:
         """Take the copy, then say that a checkpoint is under way.
 
@@ -92,7 +97,8 @@ class Checkpoint:
         shutil.rmtree(self.copy, ignore_errors=True)
         copy_aside(self.place, self.copy)
         try:
-            handle = os.open(self.mark, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            handle = os.open(self.mark, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o600)
             with os.fdopen(handle, "w") as file:
                 file.write(str(seq))
             sync_folder(self.place.folder)
@@ -105,7 +111,7 @@ class Checkpoint:
         After a power cut a mark may be there again whose removal was not synced.
         """
         try:
-            return int(self.mark.read_text()) < seq
+            return int(read_file(self.mark)) < seq
         except (OSError, ValueError):
             return False
 

@@ -188,7 +188,8 @@ class DuckDBStore:
         con, found = self._look(head)
         if not self._checkpoint.interrupted:
             return con, found
-        if not (con is not None and found is None and head is not None and self._checkpoint.is_behind(head.seq)):
+        ended = con is not None and found is None and head is not None and self._checkpoint.is_behind(head.seq)
+        if not ended and self._checkpoint.has_copy:
             if con is not None:  # what was written may not be on the disk, though it can be read; the copy is
                 con.close()
             kept = self._checkpoint.restore(keep=found is not None)
