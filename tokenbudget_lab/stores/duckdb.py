@@ -224,8 +224,7 @@ class DuckDBStore:
         try:
             con = self._connect(self.place.file)
         except duckdb.Error as error:
-            if any(said in str(error) for said in _NO_DAMAGE):
-                raise StoreFailed(f"{self.where} cannot be opened: {_first_line(error)}") from error
+            self._tell_trouble(error)
             if nothing or not _is_damage(error):
                 raise NotALedger(self.where, f"DuckDB cannot open it ({_first_line(error)})") from error
             return None, (0, f"DuckDB cannot open it: {_first_line(error)}")
@@ -234,6 +233,7 @@ class DuckDBStore:
             found = None if head is None else _missing(con, head)
         except duckdb.Error as error:
             con.close()
+            self._tell_trouble(error)
             if head is None:
                 raise NotALedger(self.where, _first_line(error)) from error
             return None, (0, f"DuckDB cannot read it: {_first_line(error)}")
@@ -241,6 +241,11 @@ class DuckDBStore:
             con.close()
             raise
         return con, found
+
+    def _tell_trouble(self, error: duckdb.Error) -> None:
+        """Raise what has nothing to do with what is in the file."""
+        if any(said in str(error) for said in _NO_DAMAGE):
+            raise StoreFailed(f"{self.where} cannot be opened: {_first_line(error)}") from error
 
     def _connect(self, file: Path, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
         import duckdb
