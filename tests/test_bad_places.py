@@ -369,6 +369,7 @@ def test_a_runtime_folder_that_is_open_to_others_holds_no_socket(tmp_path: Path,
     """It is where the socket goes when the ledger's path is too long for one."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     (tmp_path / "run" / "tokenbudget_lab").mkdir(parents=True)
+    (tmp_path / "run").chmod(0o700)
     (tmp_path / "run" / "tokenbudget_lab").chmod(0o777)
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)
