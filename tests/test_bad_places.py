@@ -353,7 +353,12 @@ def test_what_somebody_has_prepared_beside_it_is_neither_followed_nor_waited_for
     victim.write_bytes(b"somebody's own" * 10)
     place.make_folder()
     prepared = place.folder / name
-    {"symlink": lambda: prepared.symlink_to(victim), "pipe": lambda: os.mkfifo(prepared), "folder": prepared.mkdir}[kind]()
+    if kind == "symlink":
+        prepared.symlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(prepared)
+    else:
+        prepared.mkdir()
     try:
         with tbl.connect(place.file, embedded=embedded) as ledger:
             ledger.budget("lab", usd=1).record(usd="0.30").result()
