@@ -1,8 +1,9 @@
 /* Makes one system call on a ledger's files fail, for tests/test_faults.py: put before a process with LD_PRELOAD.
  *
- * It sees every call that writes or syncs: on the ledger's file, on what lies beside it under its name (.wal, .d/…), and on
- * nothing else, so pipes and sockets pass. Which call fails, and how, stands in a file that the test and all processes of one
- * run have mapped, so a fault can be armed and taken away while they run.
+ * It sees every call that writes, syncs, makes, moves or removes: on the ledger's file, on what lies beside it under its name
+ * (.wal, .d/…), on the folder that it lies in, and on nothing else, so pipes and sockets pass. Asked to, it sees those that
+ * read instead. Which call fails, and how, stands in a file that the test and all processes of one run have mapped, so a fault
+ * can be armed and taken away while they run.
  *
  *   FAULTS_LEDGER   the ledger's path, resolved
  *   FAULTS_CONTROL  the file with `struct control`; its twin in Python is `Control`
@@ -16,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
@@ -24,6 +26,10 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifndef FICLONE
+#define FICLONE _IOW(0x94, 9, int)
+#endif
 
 #define CALLS 4096
 
@@ -36,6 +42,7 @@ struct control {
     int32_t broken; /* the first failure is over, more follow */
     int32_t fired;  /* how many calls were made to fail, or torn */
     int32_t count;  /* how many were numbered */
+    int32_t reads;  /* calls that read are numbered and fail, and no others */
     int32_t early;  /* set by the test: something was answered while the last sync had failed */
     int64_t ahead;  /* seconds that the wall clock of these processes is ahead */
     char unsynced[64]; /* the file of events, or its log, whose last sync failed; a sync or a cut that works ends that */
@@ -52,7 +59,8 @@ static size_t ledger_length;
     static __typeof__(&name) real; \
     if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
-__attribute__((constructor)) static void begin(void) {
+/* Called again by a forked child of a process that has no ledger itself. */
+__attribute__((constructor)) void faults_begin(void) {
     const char *path = getenv("FAULTS_CONTROL");
     ledger = getenv("FAULTS_LEDGER");
     if (!path || !ledger) return;
@@ -71,12 +79,18 @@ static int belongs(const char *path) {
     return next == '\0' || next == '.' || next == ' '; /* "… (deleted)" */
 }
 
-static const char *name_of(const char *path) {
-    return path + (strrchr(ledger, '/') - ledger) + 1;
+static int is_home(const char *path) {
+    size_t length = strlen(path);
+    return control && !strncmp(path, ledger, length) && ledger + length == strrchr(ledger, '/');
 }
 
-static enum verdict judge(const char *kind, const char *path, int writes) {
+static const char *name_of(const char *path) {
+    return is_home(path) ? "." : path + (strrchr(ledger, '/') - ledger) + 1;
+}
+
+static enum verdict judge_of(const char *kind, const char *path, int writes, int reads) {
     int number = 0;
+    if (reads != control->reads) return PASS;
     if (writes || !control->torn) {
         number = __atomic_add_fetch(&control->count, 1, __ATOMIC_SEQ_CST);
         if (number <= CALLS) snprintf(control->calls[number - 1], 64, "%s %s", kind, name_of(path));
@@ -95,6 +109,10 @@ static enum verdict judge(const char *kind, const char *path, int writes) {
     return control->torn ? TEAR : FAIL;
 }
 
+static enum verdict judge(const char *kind, const char *path, int writes) {
+    return judge_of(kind, path, writes, 0);
+}
+
 static int path_of(int fd, char path[4096]) {
     char link[64];
     if (!control) return 0;
@@ -103,6 +121,16 @@ static int path_of(int fd, char path[4096]) {
     ssize_t length = readlink(link, path, 4095);
     errno = before;
     path[length < 0 ? 0 : length] = '\0';
+    return belongs(path);
+}
+
+/* A name in an open folder, in full; those in the working folder are none of ours. */
+static int path_at(int folder, const char *name, char path[8192]) {
+    char parent[4096];
+    if (!control) return 0;
+    if (*name == '/') snprintf(path, 8192, "%s", name);
+    else if (folder == AT_FDCWD) return 0;
+    else path_of(folder, parent), snprintf(path, 8192, "%s/%s", parent, name);
     return belongs(path);
 }
 
@@ -115,7 +143,7 @@ static enum verdict judge_fd(const char *kind, int fd, int writes) {
 static int noted(int fd, int told, int syncs) {
     char path[4096];
     int before = errno;
-    if (path_of(fd, path) && strncmp(path + ledger_length, ".d/", 3) != 0) {
+    if (path_of(fd, path) && strncmp(path + ledger_length, ".d", 2) != 0) {
         if (told && syncs) snprintf(control->unsynced, 64, "%s", name_of(path));
         if (!told && strncmp(control->unsynced, name_of(path), 63) == 0) control->unsynced[0] = '\0';
     }
@@ -176,10 +204,12 @@ ssize_t sendfile(int fd, int from, off_t *start, size_t size) {
     TEARING("sendfile", fd, size, real(fd, from, start, size), real(fd, from, start, 1000))
 }
 
-/* --- what syncs, cuts, makes and moves ---------------------------------------------------------------------------------- */
+/* --- what syncs, cuts, moves and removes -------------------------------------------------------------------------------- */
 
 int fsync(int fd) {
     REAL(fsync);
+    char path[4096];
+    if (!path_of(fd, path) && is_home(path)) return judge("fsync", path, 0) ? fail() : real(fd);
     return noted(fd, judge_fd("fsync", fd, 0) ? fail() : real(fd), 1);
 }
 
@@ -209,18 +239,147 @@ int rename(const char *from, const char *to) {
 
 int renameat(int from_folder, const char *from, int to_folder, const char *to) {
     REAL(renameat);
-    return belongs(to) && judge("rename", to, 0) ? fail() : real(from_folder, from, to_folder, to);
+    char path[8192];
+    return path_at(to_folder, to, path) && judge("rename", path, 0) ? fail() : real(from_folder, from, to_folder, to);
 }
 
 int renameat2(int from_folder, const char *from, int to_folder, const char *to, unsigned flags) {
     REAL(renameat2);
-    return belongs(to) && judge("rename", to, 0) ? fail() : real(from_folder, from, to_folder, to, flags);
+    char path[8192];
+    return path_at(to_folder, to, path) && judge("rename", path, 0) ? fail() : real(from_folder, from, to_folder, to, flags);
 }
+
+int link(const char *from, const char *to) {
+    REAL(link);
+    return belongs(to) && judge("link", to, 0) ? fail() : real(from, to);
+}
+
+int linkat(int from_folder, const char *from, int to_folder, const char *to, int flags) {
+    REAL(linkat);
+    char path[8192];
+    return path_at(to_folder, to, path) && judge("link", path, 0) ? fail() : real(from_folder, from, to_folder, to, flags);
+}
+
+/* What is not there cannot fail to go. */
+static int removes(const char *kind, const char *path) {
+    struct stat status;
+    return belongs(path) && lstat(path, &status) == 0 && judge(kind, path, 0);
+}
+
+/* What was not synced is gone, and nobody needs it to be. */
+static int removed(const char *path, int told) {
+    if (!told && belongs(path) && strncmp(control->unsynced, name_of(path), 63) == 0) control->unsynced[0] = '\0';
+    return told;
+}
+
+int unlink(const char *path) {
+    REAL(unlink);
+    return removes("unlink", path) ? fail() : removed(path, real(path));
+}
+
+int unlinkat(int folder, const char *name, int flags) {
+    REAL(unlinkat);
+    char path[8192];
+    if (!path_at(folder, name, path)) return real(folder, name, flags);
+    return removes(flags & AT_REMOVEDIR ? "rmdir" : "unlink", path) ? fail() : removed(path, real(folder, name, flags));
+}
+
+int remove(const char *path) {
+    REAL(remove);
+    return removes("unlink", path) ? fail() : removed(path, real(path));
+}
+
+int rmdir(const char *path) {
+    REAL(rmdir);
+    return removes("rmdir", path) ? fail() : real(path);
+}
+
+int mkdir(const char *path, mode_t mode) {
+    REAL(mkdir);
+    struct stat status;
+    return belongs(path) && lstat(path, &status) && judge("mkdir", path, 0) ? fail() : real(path, mode);
+}
+
+int chmod(const char *path, mode_t mode) {
+    REAL(chmod);
+    struct stat status;
+    return belongs(path) && !lstat(path, &status) && judge("chmod", path, 0) ? fail() : real(path, mode);
+}
+
+int fchmodat(int folder, const char *name, mode_t mode, int flags) {
+    REAL(fchmodat);
+    char path[8192];
+    struct stat status;
+    int ours = path_at(folder, name, path) && !lstat(path, &status);
+    return ours && judge("chmod", path, 0) ? fail() : real(folder, name, mode, flags);
+}
+
+int truncate(const char *path, off_t size) {
+    REAL(truncate);
+    return belongs(path) && judge("truncate", path, 0) ? fail() : real(path, size);
+}
+
+int fallocate(int fd, int mode, off_t at, off_t size) {
+    REAL(fallocate);
+    return judge_fd("fallocate", fd, 0) ? fail() : real(fd, mode, at, size);
+}
+
+int fallocate64(int fd, int mode, off64_t at, off64_t size) {
+    REAL(fallocate64);
+    return judge_fd("fallocate", fd, 0) ? fail() : real(fd, mode, at, size);
+}
+
+int posix_fallocate(int fd, off_t at, off_t size) {
+    REAL(posix_fallocate);
+    return judge_fd("fallocate", fd, 0) ? control->error : real(fd, at, size);
+}
+
+int posix_fallocate64(int fd, off64_t at, off64_t size) {
+    REAL(posix_fallocate64);
+    return judge_fd("fallocate", fd, 0) ? control->error : real(fd, at, size);
+}
+
+/* How `cp` clones a file where the disk can. */
+int ioctl(int fd, unsigned long request, ...) {
+    REAL(ioctl);
+    va_list more;
+    va_start(more, request);
+    void *argument = va_arg(more, void *);
+    va_end(more);
+    return request == FICLONE && judge_fd("clone", fd, 0) ? fail() : real(fd, request, argument);
+}
+
+/* --- what reads --------------------------------------------------------------------------------------------------------- */
+
+static int unreadable(int fd) {
+    char path[4096];
+    return control && control->reads && path_of(fd, path) && judge_of("read", path, 0, 1);
+}
+
+ssize_t read(int fd, void *data, size_t size) {
+    REAL(read);
+    return unreadable(fd) ? fail() : real(fd, data, size);
+}
+
+ssize_t pread(int fd, void *data, size_t size, off_t at) {
+    REAL(pread);
+    return unreadable(fd) ? fail() : real(fd, data, size, at);
+}
+
+ssize_t pread64(int fd, void *data, size_t size, off64_t at) {
+    REAL(pread64);
+    return unreadable(fd) ? fail() : real(fd, data, size, at);
+}
+
+/* --- what makes --------------------------------------------------------------------------------------------------------- */
 
 /* Opening makes a file only where there is none; a full disk does not hinder the rest. */
 static int makes(const char *path, int flags) {
     struct stat status;
-    return (flags & O_CREAT) && belongs(path) && lstat(path, &status) != 0 && judge("create", path, 0);
+    if (!belongs(path)) return 0;
+    int there = lstat(path, &status) == 0;
+    if (there && control->reads) return judge_of("open", path, 0, 1);
+    return (flags & O_CREAT) && !there && judge("create", path, 0);
 }
 
 #define MODE(flags) \

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import duckdb
 import pytest
 
 import tokenbudget_lab as tbl
+from tokenbudget_lab import link
 from tokenbudget_lab.events import SCHEMA_VERSION
 from tokenbudget_lab.place import place_of
+from tokenbudget_lab.recovery import log_of
 
 NOBODY = 65534
 
@@ -160,25 +164,25 @@ def test_a_file_with_two_names_is_refused_under_both(tmp_path: Path) -> None:
 def test_a_symlink_of_ones_own_leads_to_the_one_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two names of one file are one place."""
     path = a_ledger(tmp_path / "spend.duckdb")
-    link = tmp_path / "link"
-    link.symlink_to(path)
+    name = tmp_path / "link"
+    name.symlink_to(path)
     monkeypatch.chdir(tmp_path)
-    assert place_of(link) == place_of(path) == place_of("spend.duckdb") == place_of("./x/../spend.duckdb")
-    with tbl.connect(link, embedded=True) as ledger:
+    assert place_of(name) == place_of(path) == place_of("spend.duckdb") == place_of("./x/../spend.duckdb")
+    with tbl.connect(name, embedded=True) as ledger:
         assert ledger.budget("lab").balance.left_by == "lab"
 
 
 def test_somebody_elses_symlink_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """She could lead it elsewhere tomorrow."""
     path = a_ledger(tmp_path / "spend.duckdb")
-    link = tmp_path / "link"
-    link.symlink_to(path)
+    name = tmp_path / "link"
+    name.symlink_to(path)
     if os.getuid() == 0:
-        os.lchown(link, NOBODY, NOBODY)
+        os.lchown(name, NOBODY, NOBODY)
     else:
         monkeypatch.setattr(os, "getuid", lambda: NOBODY)
     with pytest.raises(tbl.NotALedger, match="somebody else's symbolic link"):
-        opened(link)
+        opened(name)
 
 
 # --- what is in the file -----------------------------------------------------------------------------------------------------
@@ -322,3 +326,72 @@ def test_who_owns_the_file_is_named_to_whoever_comes_second(tmp_path: Path) -> N
         assert busy.value.path == str(tmp_path / "spend.duckdb")
         lab.record(usd="0.30").result()
     opened(tmp_path / "spend.duckdb")
+
+
+# --- what is prepared in the folder ------------------------------------------------------------------------------------------
+
+PREPARED = ["lock", "key", "heads", "snapshot", "owner.json", "checkpointing"]
+
+
+@pytest.mark.parametrize(
+    "embedded", [True, pytest.param(False, marks=pytest.mark.xdist_group("keeper"))], ids=["embedded", "keeper"]
+)
+@pytest.mark.parametrize("kind", ["symlink", "pipe", "folder"])
+@pytest.mark.parametrize("name", PREPARED)
+@pytest.mark.timeout(60)
+def test_what_somebody_has_prepared_beside_it_is_neither_followed_nor_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, *, embedded: bool
+) -> None:
+    """A symbolic link, a pipe or a folder in the place of the lock, the key …: a named error, or it is replaced.
+
+    What a link leads to is not touched, and nobody hangs.
+    """
+    monkeypatch.setattr(link, "CONNECT_S", 3.0)
+    monkeypatch.setenv("TOKENBUDGET_KEEPER_LINGER_S", "0.1")
+    place = place_of(tmp_path / "spend.duckdb")
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"somebody's own" * 10)
+    place.make_folder()
+    prepared = place.folder / name
+    if kind == "symlink":
+        prepared.symlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(prepared)
+    else:
+        prepared.mkdir()
+    try:
+        with tbl.connect(place.file, embedded=embedded) as ledger:
+            ledger.budget("lab", usd=1).record(usd="0.30").result()
+            assert ledger.budget("lab").balance.left_usd == Decimal("0.7")
+    except tbl.TokenBudgetError:
+        pass
+    finally:
+        link.stop(place)
+    assert victim.read_bytes() == b"somebody's own" * 10
+
+
+def test_a_runtime_folder_that_is_open_to_others_holds_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is where the socket goes when the ledger's path is too long for one."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    (tmp_path / "run" / "tokenbudget_lab").mkdir(parents=True)
+    (tmp_path / "run").chmod(0o700)
+    (tmp_path / "run" / "tokenbudget_lab").chmod(0o777)
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    with pytest.raises(tbl.NotALedger, match="open to others"):
+        opened(deep / "spend.duckdb", embedded=False)
+
+
+@pytest.mark.parametrize("heads", [True, False], ids=["with its folder", "without"])
+def test_a_file_of_a_newer_duckdb_is_left_as_it_is(tmp_path: Path, *, heads: bool) -> None:
+    """It is no damage: another version of DuckDB reads it."""
+    path = a_ledger(tmp_path / "spend.duckdb")
+    log_of(path).unlink()
+    if not heads:
+        shutil.rmtree(place_of(path).folder)
+    data = bytearray(path.read_bytes())
+    data[12:20] = (10**6).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(tbl.TokenBudgetError):
+        opened(path)
+    assert path.read_bytes() == data

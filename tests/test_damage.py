@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,15 @@ import duckdb
 import pytest
 
 import tokenbudget_lab as tbl
+from tokenbudget_lab.events import Event
 from tokenbudget_lab.heads import Head, Heads
 from tokenbudget_lab.place import Place, place_of
 from tokenbudget_lab.recovery import log_of
+from tokenbudget_lab.stores import duckdb as store_module
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 
 CALLS = 6
+HEADER = 140  # bytes in use of each of a DuckDB file's three headers of 4096
 Change = Callable[[Place], None]
 
 
@@ -242,11 +246,15 @@ def test_a_reservation_that_never_was_counts_nothing_where_nothing_was_lost(plac
 
 
 @pytest.fixture
-def saved(place: Place, tmp_path: Path) -> Path:
+def saved(request: pytest.FixtureRequest, place: Place, tmp_path: Path) -> Path:
+    """A copy of the ledger, taken when all that a test asks for was done to it."""
+    if "folded" in request.fixturenames:
+        request.getfixturevalue("folded")
     folder = tmp_path / "saved"
     folder.mkdir()
     for path in (place.file, log_of(place.file)):
-        shutil.copy(path, folder)
+        if path.exists():
+            shutil.copy(path, folder)
     shutil.copytree(place.folder, folder / place.folder.name)
     return folder
 
@@ -300,6 +308,89 @@ def test_a_byte_flipped_anywhere_is_noticed_or_harmless(place: Place, saved: Pat
         noticed += is_noticed(place)
     print(f"{noticed} of {len(offsets)} flips noticed, {len(offsets) - noticed} harmless")  # noqa: T201 - as above
     assert noticed > len(offsets) * 0.9
+
+
+# --- the file, behind a checkpoint ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folded(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """The small ledger with all its events in the file, none in the log, and a snapshot."""
+    monkeypatch.setattr(store_module, "CHECKPOINT_TRANSACTIONS", 1)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        ledger.budget("lab").record(tokens=0, usd=0, requests=1).result()
+    monkeypatch.undo()
+    assert not log_of(place.file).exists()
+    assert place.snapshot.exists()
+    return place
+
+
+def rows(place: Place) -> list[Event]:
+    """All events of a ledger that proves to be sound.
+
+    Raises:
+        TokenBudgetError: it does not.
+    """
+    with tbl.connect(place.file, embedded=True) as ledger:
+        proof = ledger.verify()
+        return list(ledger.desk.events(proof.events))
+
+
+def noticed(folded: Place, saved: Path, changes: list[Callable[[Place], None]]) -> tuple[int, int]:
+    """How many of these changes are noticed, and how many harmless: the replay is what it was, bit for bit."""
+    before, named = rows(folded), 0
+    put(saved, folded)
+    assert rows(folded) == before
+    for change in changes:
+        put(saved, folded)
+        change(folded)
+        try:
+            after = rows(folded)
+        except tbl.TokenBudgetError:
+            named += 1
+        else:
+            assert after == before
+    return named, len(changes) - named
+
+
+@pytest.mark.parametrize("calls", [2])
+@pytest.mark.parametrize("every", [pytest.param(9973, id="few"), pytest.param(401, id="many", marks=pytest.mark.soak)])
+@pytest.mark.timeout(7200)
+def test_a_byte_flipped_in_the_file_is_noticed_or_harmless(folded: Place, saved: Path, every: int) -> None:
+    """Each of its headers, and bytes of all blocks, evenly spread; most of the file is unused space."""
+
+    def flip(offset: int) -> Callable[[Place], None]:
+        def change(place: Place) -> None:
+            with place.file.open("r+b") as file:
+                file.seek(offset)
+                byte = file.read(1)[0]
+                file.seek(offset)
+                file.write(bytes([byte ^ 1 << offset % 8]))
+
+        return change
+
+    size = folded.file.stat().st_size
+    headers = [at for at in range(3 * 4096) if at % 4096 < HEADER][:: max(1, every // 401)]
+    offsets = sorted({*headers, *range(0, size, every)})
+    named, harmless = noticed(folded, saved, [flip(offset) for offset in offsets])
+    print(f"{named} of {len(offsets)} flips noticed, {harmless} harmless, in {size} bytes")  # noqa: T201 - as above
+    assert named > len(headers) // 2
+
+
+@pytest.mark.parametrize("calls", [2])
+@pytest.mark.parametrize("every", [pytest.param(19_997, id="few"), pytest.param(1999, id="many", marks=pytest.mark.soak)])
+@pytest.mark.timeout(7200)
+def test_a_file_cut_anywhere_is_noticed(folded: Place, saved: Path, every: int) -> None:
+    """A file that lacks its end has lost events, or nothing that was in use."""
+
+    def cut_at(size: int) -> Callable[[Place], None]:
+        return lambda place: os.truncate(place.file, size)
+
+    size = folded.file.stat().st_size
+    cuts = range(0, size, every)
+    named, harmless = noticed(folded, saved, [cut_at(cut) for cut in cuts])
+    print(f"{named} of {len(cuts)} cuts noticed, {harmless} harmless, of {size} bytes")  # noqa: T201 - as above
+    assert named > len(cuts) // 2
 
 
 # --- the heads ----------------------------------------------------------------------------------------------------------------

@@ -563,6 +563,9 @@ class FailingStore:
     def copy(self, name: str) -> str:
         return self.inner.copy(name)
 
+    def is_disturbed(self) -> bool:
+        return self.inner.is_disturbed()
+
     def reopen(self) -> None:
         if self.shut:
             self.shut = False

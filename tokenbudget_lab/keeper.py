@@ -171,7 +171,7 @@ class Keeper:
     def serve(self) -> None:
         """Accept clients until nobody needs the ledger any more."""
         patience = linger_s()
-        while not self._leaving.is_set():
+        while not self._leaving.is_set() and self._can_be_found():
             try:
                 accepted, _ = self._socket.accept()
             except TimeoutError:
@@ -187,6 +187,10 @@ class Keeper:
             self._connections.add(connection)
             threading.Thread(target=self._attend, args=(connection,), name="tokenbudget client", daemon=True).start()
         self.leave()
+
+    def _can_be_found(self) -> bool:
+        """Whether lock and socket are where others look for them; a keeper whose folder was removed makes room for another."""
+        return self.store.owns_lock() and os.path.exists(self.address)  # noqa: PTH110 - for each client
 
     def stop(self, *_: Any) -> None:
         """Leave as soon as the accept loop looks."""
@@ -316,7 +320,7 @@ def read_key(place: Place) -> bytes:
         FileNotFoundError: no keeper was ever here.
         NotALedger: it belongs to somebody else, or others can read it.
     """
-    handle = os.open(place.key, os.O_RDONLY | os.O_NOFOLLOW)
+    handle = os.open(place.key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe is not waited for
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:

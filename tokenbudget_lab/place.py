@@ -6,6 +6,7 @@ the owner is, its log.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -82,7 +83,7 @@ class Place:
     def read_owner(self) -> dict[str, Any]:
         """What the owner says of itself; empty where nobody does."""
         try:
-            told = json.loads(self.owner.read_text())
+            told = json.loads(read_file(self.owner))
         except (OSError, ValueError):
             return {}
         return told if isinstance(told, dict) else {}
@@ -144,6 +145,19 @@ def place_of(where: Any) -> Place:
         raise NotALedger(str(path), "it is somebody else's symbolic link")
     _check_kind(place.file)
     return place
+
+
+def read_file(path: Path, size: int = -1) -> bytes:
+    """What stands in a small file of the folder; no link is followed, and no pipe waited for.
+
+    Raises:
+        OSError: it is not there, or no file.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        return file.read(size)
 
 
 def _check_kind(path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .errors import InvalidValue, StoreFailed
 from .heads import sync_folder
-from .place import Place
+from .place import Place, read_file
 
 _POSITION = re.compile(r"entry at byte position (\d+)")
 
@@ -80,21 +80,41 @@ class Checkpoint:
         """Whether a checkpoint was begun and its end is not known."""
         return self.mark.exists()
 
-    def begin(self) -> None:
+    @property
+    def has_copy(self) -> bool:
+        """Whether there is anything to go back to; somebody may have made room."""
+        return (self.copy / self.place.file.name).exists()
+
+    def begin(self, seq: int) -> None:
         """Take the copy, then say that a checkpoint is under way.
 
+        Args:
+            seq: the last event of the file.
+
         Raises:
-            StoreFailed: no copy, so no checkpoint.
+            StoreFailed: no copy, or no mark, so no checkpoint.
         """
         shutil.rmtree(self.copy, ignore_errors=True)  # there may be no room for two
         draft = copy_aside(self.place, draft_of(self.copy))
         try:
             draft.replace(self.copy)
-            handle = os.open(self.mark, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.close(handle)
+            flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            handle = os.open(self.mark, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(str(seq))
             sync_folder(self.place.folder)
         except OSError as error:
             raise StoreFailed(f"{self.mark} cannot be written ({error})") from error
+
+    def is_behind(self, seq: int) -> bool:
+        """Whether the mark is of a checkpoint that ended: no event is acknowledged while one is under way.
+
+        After a power cut a mark may be there again whose removal was not synced.
+        """
+        try:
+            return int(read_file(self.mark)) < seq
+        except (OSError, ValueError):
+            return False
 
     def end(self) -> None:
         """The file is whole: forget that there was one; the copy stays until the next."""
@@ -119,33 +139,73 @@ class Checkpoint:
 
 
 def finish_backup(copy: Path, target: Path, seq: int, head: bytes) -> Path:
-    """Make one file of a copy and its log, prove that it ends where it should, and put it in its place.
+    """Make one file of a copy and its log, prove that it ends where it should, and put it in its place; the copy is removed.
 
     Raises:
         InvalidValue: something has come to be there.
-        StoreFailed: the copy cannot be read, or ends elsewhere.
+        StoreFailed: the copy cannot be read, or ends elsewhere; nothing is left of it.
     """
     import duckdb
 
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with duckdb.connect(str(copy)) as con:
             con.execute("checkpoint")
             rows = con.execute("select seq, hash from events order by seq desc limit 1").fetchall()
         if [(number, bytes(hash)) for number, hash in rows] != [(seq, head)]:
             raise StoreFailed(f"the copy in {copy.parent} does not end with event {seq}")
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
         copy_file(copy, draft)
         try:
             os.link(draft, target)  # unlike a rename it overwrites nothing
         except FileExistsError:
             raise InvalidValue("path", f"{target} is there already, and a backup overwrites nothing") from None
-        finally:
+        try:
             draft.unlink()
-        sync_folder(target.parent)
+            sync_folder(target.parent)
+        except OSError:
+            target.unlink()
+            raise
     except (OSError, duckdb.Error) as error:
         raise StoreFailed(f"the copy in {copy.parent} could not be finished ({error})") from error
-    shutil.rmtree(copy.parent, ignore_errors=True)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        shutil.rmtree(copy.parent, ignore_errors=True)
     return target
+
+
+class Undisturbed:
+    """What a ledger's files look like while nobody but their owner touches them: which they are, their size and last change.
+
+    A file that was replaced, removed, or written by somebody else is noticed before the next event is acknowledged.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._names = [str(path) for path in (place.file, log_of(place.file), place.heads, place.lock)]
+        self._noted: list[tuple[int, ...] | None] = []
+
+    def note(self) -> None:
+        """They are as their owner has just left them."""
+        self._noted = [_stat(name) for name in self._names]
+
+    def disturbed(self) -> str | None:
+        """The first that is not as it was left."""
+        for name, noted in zip(self._names, self._noted, strict=False):
+            if _stat(name) != noted:
+                return name
+        return None
+
+    def log_has_changed(self) -> bool:
+        """Whether the log is not as it was left: an append that it does not show went into a file without a name."""
+        return not self._noted or _stat(self._names[1]) != self._noted[1]
+
+
+def _stat(name: str) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(name)  # noqa: PTH116 - asked four times an append
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def copy_once(place: Place) -> Path:

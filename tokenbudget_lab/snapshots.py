@@ -16,6 +16,7 @@ from typing import Any
 from .accounts import Node
 from .heads import sync_folder
 from .limits import Cap
+from .place import read_file
 from .state import State
 
 VERSION = 1
@@ -121,6 +122,6 @@ def write(path: Path, state: State) -> None:
 def read(path: Path) -> State | None:
     """The snapshot, where there is one that is whole."""
     try:
-        return load(path.read_bytes())
+        return load(read_file(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

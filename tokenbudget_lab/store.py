@@ -67,6 +67,10 @@ class Store(Protocol):
         """
         ...
 
+    def is_disturbed(self) -> bool:
+        """Whether somebody else has changed what is kept, so that it has to be reopened before the next decision."""
+        ...
+
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of the entries with these ids or (budget, key) pairs, and of the commands with these ids, in order."""
         ...

@@ -249,9 +249,13 @@ class Writer:
         self._now = ts
         answered: list[Ticket] = []
         try:
-            if self._broken:
+            if self._broken or self.store.is_disturbed():
                 self.store.reopen()
                 self._rebuild()
+                if self.store.damage is not None:
+                    self._halted = True
+                    self._deliver(self._only_read(batch, self.store.damage))
+                    return
             self._recall(batch)
             self.decisions.expire(max(ts, self.decisions.state.ts))
             for ticket in batch:
@@ -447,6 +451,7 @@ class Writer:
             events = self.store.find([ticket.command.id for ticket in asked.values()], [])
             self.decisions.state.recall(events)
             known = {event.command for event in events if event.kind != "refused"}
+            told = self.store.damage or told
             if self.decisions.state.head == head:
                 stands = {id(ticket) for ticket in answered}
         except Exception:  # noqa: BLE001 - tried again with the next batch; until then every caller gets the error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import re
@@ -26,8 +27,9 @@ from ..desk import Latch, finish
 from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
+from ..ids import new_id
 from ..place import Place, check_content, warn_if_shared
-from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, draft_of, log_of, put_back, rewrite_log
+from ..recovery import Checkpoint, Undisturbed, copy_aside, copy_once, cut_log, draft_of, log_of, put_back, rewrite_log
 from ..rows import COLUMNS, PLAIN, from_arrow, from_plain, proved, to_batch, to_row
 from ..state import State
 from ..store import Loss
@@ -52,6 +54,8 @@ _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa
 CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", "10000"))  # half a second to replay
 CHECKPOINT_LOG = 64 * 2**20  # bytes, or a tenth of the file where that is more
 _DAMAGE = re.compile(r"checksum|corrupt|WAL|replay|serializ|not a valid DuckDB|block|header|enough bytes", re.IGNORECASE)
+# What says nothing of the file: this process has it open already; the disk, or this process, is in trouble.
+_NO_DAMAGE = ("different configuration", *map(os.strerror, (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)))
 SNAPSHOT_EVENTS = 10_000  # behind the last snapshot, at closing
 MANY = 150  # from here on an Arrow batch is cheaper than the appender, and leaves the interpreter free while it is written
 
@@ -77,17 +81,21 @@ class DuckDBStore:
     """
 
     def __init__(self, place: Place, *, role: Literal["embedded", "keeper"] = "embedded", accept_loss: bool = False) -> None:
-        self.place, self.where = place, str(place.file)
+        self.place, self.where, self._role = place, str(place.file), role
         self.damage: LedgerDamaged | None = None
         self.loss: Loss | None = None
         self._accept_loss, self._checkpoint, self._transactions = accept_loss, Checkpoint(place), 0
+        self._as_left, self._acknowledged = Undisturbed(place), Head(0, b"")
+        self._put_off = 0  # no checkpoint before so many transactions
         self._snapped = 0  # `seq` of the snapshot
         self._pid = os.getpid()
         self._reading = threading.Lock()
+        self._rows: weakref.WeakSet[Rows] = weakref.WeakSet()
         place.make_folder()
         warn_if_shared(place.file.parent)
         self._lock = self._acquire()
         try:
+            self._note_lock()
             place.write_owner(role=role)
             self._heads = Heads(place.heads)
             self._undisturbed(self._open)
@@ -144,21 +152,11 @@ class DuckDBStore:
         import duckdb
 
         head = self._heads.read()
+        if self._acknowledged.seq > (head.seq if head is not None else 0):  # the heads were lost while it was open
+            head = self._acknowledged
         if not self.place.file.exists() and (head is None or self._accept_loss):
             self._make()
-        if self.place.file.exists():
-            check_content(self.place.file)
-        con, found = self._look(head)
-        if self._checkpoint.interrupted:  # what it wrote may not be on the disk, though it can be read; the copy is
-            if con is not None:
-                con.close()
-            kept = self._checkpoint.restore(keep=found is not None)
-            if kept is not None:
-                log.warning(
-                    "%s: a checkpoint was cut short; the copy made before it is back, what was found is in %s", self.where, kept
-                )
-            con, found = self._look(head)
-            self._checkpoint.end()
+        con, found = self._settled(head)
         if found is not None:
             con = self._damaged(con, head or Head(0, b""), *found)
         assert con is not None  # noqa: S101 - nothing was found, or it can be read; tells the type checker
@@ -170,13 +168,41 @@ class DuckDBStore:
                 self._appender = con.appender("events")
                 last = _last(con)
                 hash = _hash_of(con, last)
-                if hash is not None and (last, hash) != head and self.loss is None:
+                if hash is not None and self.loss is None and (last, hash) != self._heads.read():
                     self._heads.write(Head(last, hash))
+                self._as_left.note()
         except BaseException as error:
             con.close()
             if isinstance(error, duckdb.Error | OSError):
                 raise NotALedger(self.where, _first_line(error)) from error
             raise
+
+    def _settled(self, head: Head | None) -> tuple[duckdb.DuckDBPyConnection | None, tuple[int, str] | None]:
+        """What `_look` finds when nothing is left of a checkpoint that was cut short.
+
+        While a connection is open DuckDB takes whoever opens the same name to what it had opened, even if another file is there
+        now: it has to be closed before a file is put back, and whatever fails.
+        """
+        con, found = self._look(head)
+        if not self._checkpoint.interrupted:
+            return con, found
+        ended = con is not None and found is None and head is not None and self._checkpoint.is_behind(head.seq)
+        if not ended and self._checkpoint.has_copy:
+            if con is not None:  # what was written may not be on the disk, though it can be read; the copy is
+                con.close()
+            kept = self._checkpoint.restore(keep=found is not None)
+            if kept is not None:
+                log.warning(
+                    "%s: a checkpoint was cut short; the copy made before it is back, what was found is in %s", self.where, kept
+                )
+            con, found = self._look(head)
+        try:
+            self._checkpoint.end()
+        except OSError:
+            if con is not None:
+                con.close()
+            raise
+        return con, found
 
     def _look(self, head: Head | None) -> tuple[duckdb.DuckDBPyConnection | None, tuple[int, str] | None]:
         """Open the file, and say from which event on it is not what it was, and why; nothing is written."""
@@ -186,10 +212,17 @@ class DuckDBStore:
             return None, (1, "the file is gone")
         if not os.access(self.place.file, os.R_OK | os.W_OK):
             raise NotALedger(self.where, "it cannot be read and written by this user")
+        nothing = head is None and not self._checkpoint.interrupted  # was ever acknowledged from here
+        try:
+            check_content(self.place.file)
+        except NotALedger as error:
+            if nothing or error.__cause__ is not None:  # it could not be read
+                raise
+            return None, (0, error.reason)
         try:
             con = self._connect(self.place.file)
         except duckdb.Error as error:
-            nothing = head is None and not self._checkpoint.interrupted  # was ever acknowledged from here
+            self._tell_trouble(error)
             if nothing or not _is_damage(error):
                 raise NotALedger(self.where, f"DuckDB cannot open it ({_first_line(error)})") from error
             return None, (0, f"DuckDB cannot open it: {_first_line(error)}")
@@ -198,6 +231,7 @@ class DuckDBStore:
             found = None if head is None else _missing(con, head)
         except duckdb.Error as error:
             con.close()
+            self._tell_trouble(error)
             if head is None:
                 raise NotALedger(self.where, _first_line(error)) from error
             return None, (0, f"DuckDB cannot read it: {_first_line(error)}")
@@ -206,10 +240,22 @@ class DuckDBStore:
             raise
         return con, found
 
+    def _tell_trouble(self, error: duckdb.Error) -> None:
+        """Raise what has nothing to do with what is in the file."""
+        if any(said in str(error) for said in _NO_DAMAGE):
+            raise StoreFailed(f"{self.where} cannot be opened: {_first_line(error)}") from error
+
     def _connect(self, file: Path, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
         import duckdb
 
-        con = duckdb.connect(str(file), read_only=read_only, config={"threads": 1, "autoinstall_known_extensions": False})
+        # A name of its own, because DuckDB would hand out what this process still has open under this path, as it was then,
+        # even if another file is there now: with another setting it refuses to.
+        config: dict[str, Any] = {
+            "threads": 1,
+            "autoinstall_known_extensions": False,
+            "custom_user_agent": f"tokenbudget_lab {new_id()}",
+        }
+        con = duckdb.connect(str(file), read_only=read_only, config=config)
         con.execute("PRAGMA disable_checkpoint_on_shutdown")
         con.execute("SET checkpoint_threshold = '1TB'")
         con.execute("SET TimeZone = 'UTC'")
@@ -220,7 +266,12 @@ class DuckDBStore:
         """Copy away what was found; then read what is good, or go on without the rest where that was asked for."""
         if con is not None and not self._accept_loss:
             con.close()
-        copy = copy_once(self.place)
+        try:
+            copy = copy_once(self.place)
+        except BaseException:
+            if con is not None:
+                con.close()
+            raise
         readable = None
         if con is None:
             readable = self._readable(copy, reason)
@@ -348,15 +399,26 @@ class DuckDBStore:
                 self._con.register("_new", to_batch(events))
                 self._con.execute("insert into events select * from _new").fetchall()
                 self._con.unregister("_new")
+            if not self._as_left.log_has_changed():
+                raise OSError("what was written is not in the log of this name")
             if self.loss is not None:  # it stands in the log now
                 self._heads.reset()
                 self.loss, self._accept_loss = None, False
-            self._heads.write(Head(events[-1].seq, events[-1].hash))
+            self._heads.write(head := Head(events[-1].seq, events[-1].hash))
         except Exception as error:
             raise StoreFailed(_first_line(error)) from error
+        self._acknowledged = head
         self._transactions += 1
         if not self._protected:
             self._protected = self._protect()
+        self._as_left.note()
+
+    def is_disturbed(self) -> bool:
+        """Whether file, log, heads or lock are not as they were left: replaced, removed, or written by somebody else."""
+        name = self._as_left.disturbed()
+        if name is not None and self.damage is None:
+            log.warning("%s: %s was changed by somebody else while in use; it is opened again", self.where, name)
+        return name is not None
 
     def tend(self, state: State) -> None:
         """What is due when nobody waits: a checkpoint, behind a copy of the file, before the log takes long to replay.
@@ -368,19 +430,31 @@ class DuckDBStore:
             return
         import duckdb
 
-        self._checkpoint.begin()
+        if self.is_disturbed():
+            raise StoreFailed("no checkpoint of a file that somebody else has changed")
+        try:
+            self._checkpoint.begin(state.seq)
+        except StoreFailed as error:
+            if self._checkpoint.interrupted:  # marked, and perhaps not on the disk
+                raise
+            log.warning(
+                "%s: no checkpoint now; %s", self.where, error
+            )  # no room for the copy; what is written is not in danger
+            self._put_off = self._transactions + max(1, CHECKPOINT_TRANSACTIONS // 10)
+            return
         try:
             self._con.execute("checkpoint")
         except duckdb.TransactionException:  # somebody reads; the copy was in vain, and the next time is near
-            self._transactions -= CHECKPOINT_TRANSACTIONS // 10
+            self._put_off = self._transactions + max(1, CHECKPOINT_TRANSACTIONS // 10)
         except duckdb.Error as error:
             raise StoreFailed(f"the checkpoint failed: {_first_line(error)}") from error
         else:
-            self._transactions, self._protected = 0, False
+            self._transactions, self._put_off, self._protected = 0, 0, False
         try:
             self._checkpoint.end()
         except OSError as error:
             raise StoreFailed(_first_line(error)) from error
+        self._as_left.note()
         self._snap(state)
 
     def _snap(self, state: State) -> None:
@@ -392,10 +466,10 @@ class DuckDBStore:
             self._snapped = state.seq
 
     def _is_due(self) -> bool:
+        if self._transactions < max(1, self._put_off):
+            return False
         if self._transactions >= CHECKPOINT_TRANSACTIONS:
             return True
-        if self._transactions <= 0:
-            return False
         with contextlib.suppress(FileNotFoundError):
             size = log_of(self.place.file).stat().st_size
             return size > CHECKPOINT_LOG and size > self.place.file.stat().st_size // 10
@@ -441,7 +515,10 @@ class DuckDBStore:
     def _arrow(self, where: str, columns: Sequence[str] = COLUMNS) -> Any:
         names = ", ".join(map(_as_text, columns))
         with self._reading:
-            return self._con.cursor().sql(f"select {names} from events {where} order by seq").to_arrow_reader(_FETCH)  # noqa: S608 - names of our own
+            reader = self._con.cursor().sql(f"select {names} from events {where} order by seq").to_arrow_reader(_FETCH)  # noqa: S608 - names of our own
+        rows = Rows(reader, self.where)
+        self._rows.add(rows)
+        return rows.reader()
 
     def reopen(self) -> None:
         """Open the file again: what DuckDB replays is what is kept.
@@ -451,13 +528,42 @@ class DuckDBStore:
         """
         import duckdb
 
+        for rows in list(self._rows):
+            rows.end()
         with contextlib.suppress(duckdb.Error):
             self._con.close()
         try:
+            self._take_again()
             rewrite_log(self.place)
         except OSError as error:
             raise StoreFailed(f"the log could not be synced ({error})") from error
         self._open()
+
+    def _take_again(self) -> None:
+        """Lock and heads, where somebody has removed them from their folder: else another owner would take them too.
+
+        Raises:
+            LedgerBusy: one has.
+        """
+        if not (self._lock.is_locked and self.owns_lock()):
+            self._lock.release()
+            self.place.make_folder()
+            self._lock = self._acquire()
+            self._note_lock()
+            if not self.place.owner.exists():
+                self.place.write_owner(role=self._role)
+        heads = Heads(self.place.heads)
+        self._heads.close()
+        self._heads = heads
+
+    def _note_lock(self) -> None:
+        self._lock_file = self.place.lock.stat().st_ino
+
+    def owns_lock(self) -> bool:
+        """Whether the file that is locked is the one that others would lock."""
+        with contextlib.suppress(OSError):
+            return self.place.lock.stat().st_ino == self._lock_file
+        return False
 
     def close(self, state: State | None = None) -> None:
         """Close the file, then let go of the lock; a fold that is given, and far from the last snapshot, becomes one."""
@@ -474,6 +580,39 @@ class DuckDBStore:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._con))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._appender))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
+
+class Rows:
+    """Events on their way to a reader, who may be slow; while they are, DuckDB would wait for ever to open the file again."""
+
+    def __init__(self, reader: Any, where: str) -> None:
+        self._reader, self._where, self._ended = reader, where, False
+        self._reading = threading.Lock()
+        self._schema = reader.schema
+
+    def reader(self) -> Any:
+        """The same as a reader that can be ended."""
+        import pyarrow as pa
+
+        return pa.RecordBatchReader.from_batches(self._schema, self._batches())
+
+    def _batches(self) -> Iterator[Any]:
+        while True:
+            with self._reading:
+                if self._ended:
+                    raise StoreFailed(f"{self._where} was opened again in the middle of a query; ask again")
+                try:
+                    batch = self._reader.read_next_batch()
+                except StopIteration:
+                    return
+            yield batch
+
+    def end(self) -> None:
+        """Whoever still reads is told so."""
+        with self._reading:
+            self._ended = True
+            self._reader.close()
+            self._reader = None
 
 
 def _missing(con: duckdb.DuckDBPyConnection, head: Head) -> tuple[int, str] | None:
