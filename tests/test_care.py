@@ -23,6 +23,7 @@ from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.place import Place, place_of
 from tokenbudget_lab.recovery import Checkpoint, log_of
 from tokenbudget_lab.state import State
+from tokenbudget_lab.store import Store
 from tokenbudget_lab.stores import duckdb as store_module
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
@@ -306,15 +307,19 @@ class Machine:
     """Two clocks that go together until one is set."""
 
     def __init__(self) -> None:
-        self.clock, self.boot = Clock(), HOUR_NS
+        self.clock, self.boot, self.start = Clock(), HOUR_NS, "the first"
 
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
         self.boot += round(seconds * 1e9)
 
-    def open(self, store: MemoryStore) -> tbl.Ledger:
+    def restart(self) -> None:
+        """It is started again, and its clock goes on from what it was set to."""
+        self.boot, self.start = 0, f"the one after {self.start}"
+
+    def open(self, store: Store) -> tbl.Ledger:
         ids = uuid7_source(self.clock.now_ns)
-        desk = Writer(store, clock_ns=self.clock.now_ns, ids=ids, boot_ns=lambda: self.boot)
+        desk = Writer(store, clock_ns=self.clock.now_ns, ids=ids, boot_ns=lambda: self.boot, boot_id=lambda: self.start)
         return tbl.Ledger(desk=desk, ids=ids)
 
 

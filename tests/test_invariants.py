@@ -25,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import tokenbudget_lab.state as fold
 from tests.conftest import Clock
 from tokenbudget_lab import commands as ask
+from tokenbudget_lab.clock import Mark
 from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.errors import BudgetExceeded, InvalidValue, LedgerClosed, LedgerCorrupt, StoreFailed
 from tokenbudget_lab.events import FIELDS, GENESIS, Event, Kind, chained
@@ -553,6 +554,12 @@ class FailingStore:
 
     def snapshot(self) -> fold.State | None:
         return self.inner.snapshot()
+
+    def clock_mark(self) -> Mark | None:
+        return self.inner.clock_mark()
+
+    def keep_clock_mark(self, mark: Mark) -> None:
+        self.inner.keep_clock_mark(mark)
 
     def tend(self, state: fold.State) -> None:
         self.inner.tend(state)

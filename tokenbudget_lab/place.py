@@ -59,6 +59,11 @@ class Place:
         return self.folder / "snapshot"
 
     @property
+    def clock(self) -> Path:
+        """What is kept about the machine's clock."""
+        return self.folder / "clock"
+
+    @property
     def log(self) -> Path:
         """What the keeper has to say."""
         return self.folder / "keeper.log"

@@ -21,7 +21,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import snapshots
+from .. import marks, snapshots
+from ..clock import Mark
 from ..desk import Latch, finish
 from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
@@ -425,6 +426,21 @@ class DuckDBStore:
             [_uuids(ids), by_key],
         )
         return list(from_plain(cursor.fetchall()))
+
+    def clock_mark(self) -> Mark | None:
+        """What was kept last about the machine's clock."""
+        return marks.read(self.place.clock)
+
+    def keep_clock_mark(self, mark: Mark) -> None:
+        """Keep this about the machine's clock for the next owner.
+
+        Raises:
+            StoreFailed: it is not sure to be kept.
+        """
+        try:
+            marks.write(self.place.clock, mark)
+        except OSError as error:
+            raise StoreFailed(f"{self.place.clock} cannot be written ({error})") from error
 
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a cursor of its own."""
