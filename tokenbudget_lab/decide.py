@@ -52,7 +52,7 @@ from .errors import (
     WindowFixed,
 )
 from .events import SCHEMA_VERSION, Event, chained, from_detail, to_detail
-from .ids import made_at_us, new_id
+from .ids import new_id
 from .limits import Cap, decimal_or_int, describe, instant, window_bounds
 from .state import COMMITTED, COUNTED, NOTHING, OPEN, RECORDED, ROLLED_BACK, Entry, First, State, Three, first_of
 from .usage import usd_of
@@ -62,7 +62,6 @@ Answer = tuple[Any, ...]
 _ENDS: dict[type, str] = {Commit: "committed", Rollback: "rolled_back", Lose: "expired", CloseBudget: "closed"}
 _KEEPS: dict[type, str] = {SetBudget: "budget_set", SetLimit: "budget_set", Extend: "extended", Adjust: "adjusted"}
 MINUTE_US = 60_000_000
-_SKEW_US = 2_000_000  # ids are made by clients on this machine, a moment before the writer's clock is read
 
 
 def amounts(three: Three) -> str:
@@ -156,7 +155,7 @@ class Decisions:
         if target is not None and target not in state.open and target not in state.ended and type(command) is not Cancel:
             wanted.append(target)
         known = command.id in state.open or command.id in state.ended or command.id in state.done or command.id in state.ends
-        if not known and is_old(command.id, state.forgotten_until):
+        if not known and state.may_be_forgotten(command.id):
             wanted.append(command.id)
         key = getattr(command, "key", None)
         if key is not None and isinstance(command, Reserve | Record) and (command.budget, key) not in state.keys:
@@ -585,14 +584,6 @@ class Decisions:
         self.state.apply(event)
         self.events.append(event)
         return event
-
-
-def is_old(id: str, forgotten_until: int) -> bool:
-    """Whether an id may be one that was forgotten; an id of another form may always be."""
-    try:
-        return made_at_us(id) <= forgotten_until + _SKEW_US
-    except ValueError:
-        return True
 
 
 def _fits(check: Check, c: Reserve) -> bool:

@@ -50,8 +50,13 @@ new_id = uuid7_source()
 def made_at_us(id: str) -> int:
     """When a version 7 id was made, in Unix microseconds (to the millisecond).
 
+    Raises:
+        ValueError: it is of another form, and tells nothing.
+
     Examples:
         >>> made_at_us("019a9a2b-0000-7000-8000-000000000000")
         1763523100672000
     """
+    if id[14:15] != "7":
+        raise ValueError(f"{id!r} is no version 7 UUID")
     return int(id[:8] + id[9:13], 16) * 1000

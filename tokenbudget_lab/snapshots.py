@@ -18,11 +18,12 @@ from .heads import sync_folder
 from .limits import Cap
 from .state import Entry, State
 
-VERSION = 1
+VERSION = 2
 
 
 def dump(state: State) -> bytes:
     """A fold as bytes: a line with their checksum, then JSON."""
+    state.trim_early()
     told = {
         "version": VERSION,
         "seq": state.seq,
@@ -31,6 +32,8 @@ def dump(state: State) -> bytes:
         "ledger": state.ledger_id,
         "recovered": state.recovered,
         "clock_accepted": state.clock_accepted,
+        "forgotten_until": max(state.forgotten_until, state.ts),  # whatever ended until then is looked up
+        "early": sorted(state.early),
         "budgets": [_budget(node) for node in state.nodes.values()],
         "open": [entry.packed() for entry in state.open.values()],
     }
@@ -57,7 +60,7 @@ def load(data: bytes) -> State:
         _add(state, **budget)
     for packed in told["open"]:
         state.enter_again(Entry.unpacked(_tuples(packed), state.nodes))
-    state.forgotten_until = state.ts  # whatever ended until then is looked up
+    state.forgotten_until, state.early = told["forgotten_until"], set(told["early"])
     return state
 
 
