@@ -80,6 +80,24 @@ def test_a_log_that_has_grown_is_folded_in_whatever_the_number_of_transactions(
     assert Checkpoint(place).copy.exists()
 
 
+def test_owners_that_each_write_a_little_fold_the_log_in_together(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many short sessions do not leave a log that takes longer to open each time.
+
+    checkpoint  after about 60 transactions
+    sessions    20, of 12 each
+    """
+    monkeypatch.setattr(store_module, "CHECKPOINT_TRANSACTIONS", 60)
+    sizes = []
+    for _ in range(20):
+        with tbl.connect(place.file, embedded=True) as ledger:
+            lab = ledger.budget("lab", tokens=10**6)
+            for _ in range(12):
+                lab.record(tokens=1).result()
+        sizes.append(log_of(place.file).stat().st_size)
+    assert max(sizes) < 60 * 2 * store_module.LOGGED
+    assert Checkpoint(place).copy.exists()
+
+
 CHECKPOINTING = """if True:
     import os, sys
     import tokenbudget_lab as tbl
