@@ -30,6 +30,7 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.BudgetExceeded("lab", "lab", "requests", 1, 0, 5, 5, 1), ["1 requests requested", "held by 1 call in flight"]),
     (errors.UnknownBudget("promt", ("prompt", "prompts")), ["'promt'", "did you mean prompt, prompts?"]),
     (errors.UnknownBudget("promt"), ["'promt'", "ledger.budget('promt', usd=5)"]),
+    (errors.BudgetLost("lab", "5 tokens"), ["'lab' was lost", "5 tokens spent and not counted", "ledger.budget('lab', usd=…)"]),
     (errors.ParentMissing("lab"), ["'lab'", "create it first"]),
     (
         errors.BudgetDiffers("lab", "$5.00", "$6.00 per day (UTC)"),

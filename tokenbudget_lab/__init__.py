@@ -61,6 +61,7 @@ _ERRORS = (
     "BudgetClosed",
     "BudgetDiffers",
     "BudgetExceeded",
+    "BudgetLost",
     "ClockJumped",
     "IdConflict",
     "InvalidType",

@@ -132,6 +132,27 @@ class UnknownBudget(Refused, LookupError):
         return f"no budget named {self.budget!r}{hint} Create it by giving it a limit: ledger.budget({self.budget!r}, usd=5)"
 
 
+class BudgetLost(UnknownBudget):
+    """A call came to be committed whose reservation and budget were both lost with a damaged file: nowhere to count it.
+
+    Attributes:
+        budget: the name of the budget that is gone.
+        spent: what the call used, as text.
+    """
+
+    def __init__(self, budget: str, spent: str) -> None:
+        super().__init__(budget, ())
+        self.args = (budget, spent)
+        self.spent = spent
+
+    def _text(self) -> str:
+        return (
+            f"the budget {self.budget!r} was lost with the damaged file, and so was this call's reservation: {self.spent} "
+            f"spent and not counted. Make the budget again, with its limits: ledger.budget({self.budget!r}, usd=…), then "
+            "commit this call once more, or record(...) it there."
+        )
+
+
 class ParentMissing(UnknownBudget, ValueError):
     """A budget's parent must exist before it, because a charge counts in both."""
 
