@@ -271,6 +271,8 @@ class Keeper:
 def _sound(message: Any, outbox: Outbox) -> list[Ticket]:
     """The commands of a message; what is in none of ours is refused here, and is in nobody's way."""
     tickets: list[Ticket] = []
+    if type(message) is not tuple:
+        raise ValueError("no message of commands")
     for item in message:
         ticket = Numbered(*from_wire(item), outbox)
         try:
