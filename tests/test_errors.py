@@ -40,6 +40,7 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.WindowFixed("lab", "day", "month"), ["lab counts per day, not month"]),
     (errors.AmountMissing("lab", "tokens"), ["lab limits tokens", "tokens=…"]),
     (errors.PriceUnknown("qwen", "not in the catalogue"), ["'qwen'", "(not in the catalogue)", "set_price"]),
+    (errors.CallsUnpriced("lab", 1), ["lab limits usd, and 1 call without", "ledger.budget('lab').adjust(call, usd=…)"]),
     (
         errors.ReservationClosed("id-1", "committed", "5 tokens", "6 tokens"),
         ["id-1 is committed with 5 tokens", "asked for 6 tokens"],

@@ -347,7 +347,7 @@ class Model:
             row = self.row(name, window, now)
             missing |= self.missing(c, cap)
             if cap[0] is not None and row[7]:
-                missing.add("PriceUnknown")
+                missing.add("CallsUnpriced")
             for limit, used, held, want in zip(cap, row[:3], row[3:6], (c.usd, c.tokens, c.requests), strict=True):
                 exceeded |= limit is not None and used + held + (want or 0) > limit
         if missing:

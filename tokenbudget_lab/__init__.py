@@ -62,6 +62,7 @@ _ERRORS = (
     "BudgetDiffers",
     "BudgetExceeded",
     "BudgetLost",
+    "CallsUnpriced",
     "ClockJumped",
     "IdConflict",
     "InvalidType",

@@ -42,6 +42,7 @@ from .errors import (
     BudgetDiffers,
     BudgetExceeded,
     BudgetLost,
+    CallsUnpriced,
     IdConflict,
     InvalidValue,
     NotAdjustable,
@@ -629,7 +630,7 @@ def _complete(check: Check, c: Reserve | Record) -> None:
     if usd is not None and c.usd is None:
         raise PriceUnknown(c.model) if c.model else AmountMissing(name, "usd")
     if usd is not None and totals.unpriced_count and isinstance(c, Reserve):
-        raise PriceUnknown("unknown", f"{totals.unpriced_count} calls without a price count in {name}; adjust(...) them first")
+        raise CallsUnpriced(name, totals.unpriced_count)
     if tokens is not None and c.tokens is None:
         raise AmountMissing(name, "tokens")
     if requests is not None and c.requests is None:

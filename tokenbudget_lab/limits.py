@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from .errors import InvalidType, InvalidValue, money, told
+from .errors import InvalidType, InvalidValue, money, redacted, told
 from .usage import pico_of, tokens_of, usd_of
 
 Window = Literal["day", "week", "month"] | timedelta | None
@@ -230,18 +230,20 @@ def budget_name(name: Any) -> str:
     Raises:
         InvalidType: not a string.
         InvalidValue: empty, an empty part, `.` or `..`, white space or control characters, more than 32 parts
-            or 512 characters.
+            or 512 characters, or what looks like an API key.
 
     Examples:
         >>> budget_name("lab/prompt-study")
         'lab/prompt-study'
     """
     if not isinstance(name, str):
-        raise InvalidType("budget", f"{name!r} is {type(name).__name__}, not a string")
+        raise InvalidType("budget", f"{told(name)} is {type(name).__name__}, not a string")
     if not 0 < len(name) <= MAX_NAME:
         raise InvalidValue("budget", f"a name has 1 to {MAX_NAME} characters, not {len(name)}")
     if name.encode(errors="replace").decode() != name:
         raise InvalidValue("budget", "contains half a surrogate pair")
+    if redacted(name) != name:
+        raise InvalidValue("budget", "looks like an API key or holds one, and names are stored and shown; choose another name")
     normal: str = unicodedata.normalize("NFC", name)
     parts = normal.split("/")
     if len(parts) > MAX_DEPTH:
