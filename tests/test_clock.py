@@ -16,6 +16,7 @@ from tests.test_care import Machine
 from tokenbudget_lab import clock
 from tokenbudget_lab.place import Place, place_of
 from tokenbudget_lab.recovery import log_of
+from tokenbudget_lab.store import Loss
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
 
@@ -107,6 +108,59 @@ def test_stopped_for_a_clock_that_is_ahead_it_stays_so_when_the_machine_is_start
         assert is_stopped(ledger) is None
         machine.clock.advance(TEN_YEARS)
         assert is_stopped(ledger) == TEN_YEARS
+
+
+def test_accepted_after_the_machine_was_started_again_it_is_right_for_good(
+    machine: Machine, reopened: Callable[[], tbl.Ledger], spent: None
+) -> None:
+    """The machine's new start is what the clock is compared with from then on.
+
+    clock     ten years ahead, refused
+    restart   of the machine; accept: record; and with another owner, record
+    """
+    with reopened() as ledger:
+        machine.clock.advance(TEN_YEARS)
+        assert is_stopped(ledger) == TEN_YEARS
+    machine.restart()
+    with reopened() as ledger:
+        ledger.ask(tbl.commands.AcceptClock(ledger.new_id()))
+        assert is_stopped(ledger) is None
+    machine.advance(60)
+    with reopened() as ledger:
+        assert is_stopped(ledger) is None
+
+
+def test_a_clock_that_is_put_right_while_nobody_owns_the_ledger_needs_no_word(
+    machine: Machine, reopened: Callable[[], tbl.Ledger], spent: None
+) -> None:
+    """And that it was ahead once does not count after the machine's next start.
+
+    clock     two hours ahead, refused
+    clock     put right: record
+    restart   of the machine, a day later: record
+    """
+    with reopened() as ledger:
+        machine.clock.advance(7200)
+        assert is_stopped(ledger) == 7200
+    machine.clock.advance(-7200)
+    with reopened() as ledger:
+        assert is_stopped(ledger) is None
+    machine.advance(24 * 3600)
+    machine.restart()
+    with reopened() as ledger:
+        assert is_stopped(ledger) is None
+
+
+def test_a_loss_that_is_accepted_while_the_clock_is_ahead_is_no_event_of_that_year(machine: Machine) -> None:
+    """It stands where time stood."""
+    store = MemoryStore()
+    with machine.open(store) as ledger:
+        ledger.budget("lab", tokens=100)
+    then = machine.clock.now_ns() // 1000
+    machine.clock.advance(TEN_YEARS)
+    store.loss = Loss(3, 9, "its log was cut", "damaged-1")
+    with machine.open(store) as ledger:
+        assert [(event.kind, event.ts) for event in ledger.desk.events(99)][-1] == ("recovered", then)
 
 
 @pytest.mark.parametrize("moved_while", ["it is owned", "nobody owns it"])
