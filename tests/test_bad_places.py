@@ -395,3 +395,29 @@ def test_a_file_of_a_newer_duckdb_is_left_as_it_is(tmp_path: Path, *, heads: boo
     with pytest.raises(tbl.TokenBudgetError):
         opened(path)
     assert path.read_bytes() == data
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+@pytest.mark.parametrize("embedded", [True, False])
+@pytest.mark.parametrize("how", ["its folder", "itself", "by a link", "from within"])
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    embedded: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """DuckDB takes no such path; it is said at once, and by no keeper that comes up and goes down again."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    where: Path = folder / "spend.duckdb"
+    if how == "itself":
+        where = folder.with_name(folder.name + ".duckdb")
+    elif how == "by a link":
+        where = tmp_path / "link" / "spend.duckdb"
+        where.parent.symlink_to(folder)
+    elif how == "from within":
+        monkeypatch.chdir(folder)
+        where = Path("spend.duckdb")
+    with pytest.raises(tbl.InvalidValue, match="not UTF-8"):
+        opened(where, embedded=embedded)
+    assert list(folder.iterdir()) == []

@@ -25,6 +25,7 @@ from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.place import Place, place_of
 from tokenbudget_lab.recovery import Checkpoint, log_of
 from tokenbudget_lab.state import State
+from tokenbudget_lab.store import Store
 from tokenbudget_lab.stores import duckdb as store_module
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
@@ -78,6 +79,24 @@ def test_a_log_that_has_grown_is_folded_in_whatever_the_number_of_transactions(
         work(ledger, 60)
         ledger.verify()
     assert log_of(place.file).stat().st_size < 40_000
+    assert Checkpoint(place).copy.exists()
+
+
+def test_owners_that_each_write_a_little_fold_the_log_in_together(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many short sessions do not leave a log that takes longer to open each time.
+
+    checkpoint  after about 60 transactions
+    sessions    20, of 12 each
+    """
+    monkeypatch.setattr(store_module, "CHECKPOINT_TRANSACTIONS", 60)
+    sizes = []
+    for _ in range(20):
+        with tbl.connect(place.file, embedded=True) as ledger:
+            lab = ledger.budget("lab", tokens=10**6)
+            for _ in range(12):
+                lab.record(tokens=1).result()
+        sizes.append(log_of(place.file).stat().st_size)
+    assert max(sizes) < 60 * 2 * store_module.LOGGED
     assert Checkpoint(place).copy.exists()
 
 
@@ -382,7 +401,7 @@ def test_a_snapshot_that_does_not_fit_is_not_used(place: Place, monkeypatch: pyt
             work(ledger, 6)
         data = place_of(place.file.with_name("other.duckdb")).snapshot.read_bytes()
     elif what == "another version":
-        data = snapshots.dump(folded(place)).replace(b'"version":1', b'"version":2')
+        data = snapshots.dump(folded(place)).replace(b'"version":2', b'"version":1')
     place.snapshot.write_bytes(
         {
             "a flipped byte": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
@@ -455,15 +474,19 @@ class Machine:
     """Two clocks that go together until one is set."""
 
     def __init__(self) -> None:
-        self.clock, self.boot = Clock(), HOUR_NS
+        self.clock, self.boot, self.start = Clock(), HOUR_NS, "the first"
 
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
         self.boot += round(seconds * 1e9)
 
-    def open(self, store: MemoryStore) -> tbl.Ledger:
+    def restart(self) -> None:
+        """It is started again, and its clock goes on from what it was set to."""
+        self.boot, self.start = 0, f"the one after {self.start}"
+
+    def open(self, store: Store) -> tbl.Ledger:
         ids = uuid7_source(self.clock.now_ns)
-        desk = Writer(store, clock_ns=self.clock.now_ns, ids=ids, boot_ns=lambda: self.boot)
+        desk = Writer(store, clock_ns=self.clock.now_ns, ids=ids, boot_ns=lambda: self.boot, boot_id=lambda: self.start)
         return tbl.Ledger(desk=desk, ids=ids)
 
 

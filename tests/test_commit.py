@@ -424,7 +424,9 @@ def test_an_adjustment_gives_all_parts_their_price(ledger: tbl.Ledger) -> None:
     batch.commit(tokens=0, requests=0, usd=0).result()
     lab.set_limit(usd=1)
     assert lab.balance.unpriced_calls == 2
-    with pytest.raises(tbl.PriceUnknown):
+    with pytest.raises(tbl.CallsUnpriced, match=r"2 calls without a cost .*adjust\(call, usd=…\)") as unpriced:
         lab.reserve_sync(usd="0.1", tokens=1)
+    assert "set_price" not in str(unpriced.value)
+    assert isinstance(unpriced.value, tbl.PriceUnknown)
     lab.adjust(batch, usd="0.30").result()
     assert (lab.balance.unpriced_calls, lab.balance.left_usd) == (0, Decimal("0.7"))

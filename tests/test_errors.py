@@ -30,6 +30,7 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.BudgetExceeded("lab", "lab", "requests", 1, 0, 5, 5, 1), ["1 requests requested", "held by 1 call in flight"]),
     (errors.UnknownBudget("promt", ("prompt", "prompts")), ["'promt'", "did you mean prompt, prompts?"]),
     (errors.UnknownBudget("promt"), ["'promt'", "ledger.budget('promt', usd=5)"]),
+    (errors.BudgetLost("lab", "5 tokens"), ["'lab' was lost", "5 tokens spent and not counted", "ledger.budget('lab', usd=…)"]),
     (errors.ParentMissing("lab"), ["'lab'", "create it first"]),
     (
         errors.BudgetDiffers("lab", "$5.00", "$6.00 per day (UTC)"),
@@ -39,6 +40,7 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.WindowFixed("lab", "day", "month"), ["lab counts per day, not month"]),
     (errors.AmountMissing("lab", "tokens"), ["lab limits tokens", "tokens=…"]),
     (errors.PriceUnknown("qwen", "not in the catalogue"), ["'qwen'", "(not in the catalogue)", "set_price"]),
+    (errors.CallsUnpriced("lab", 1), ["lab limits usd, and 1 call without", "ledger.budget('lab').adjust(call, usd=…)"]),
     (
         errors.ReservationClosed("id-1", "committed", "5 tokens", "6 tokens"),
         ["id-1 is committed with 5 tokens", "asked for 6 tokens"],

@@ -28,6 +28,7 @@ from tests.conftest import Clock
 from tests.history import checked, recorded
 from tests.soaking import Pace
 from tokenbudget_lab import commands as ask
+from tokenbudget_lab.clock import Mark
 from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.errors import BudgetExceeded, InvalidValue, LedgerClosed, LedgerCorrupt, StoreFailed
 from tokenbudget_lab.events import FIELDS, GENESIS, Event, Kind, chained
@@ -349,7 +350,7 @@ class Model:
             row = self.row(name, window, now)
             missing |= self.missing(c, cap)
             if cap[0] is not None and row[7]:
-                missing.add("PriceUnknown")
+                missing.add("CallsUnpriced")
             for limit, used, held, want in zip(cap, row[:3], row[3:6], (c.usd, c.tokens, c.requests), strict=True):
                 exceeded |= limit is not None and used + held + (want or 0) > limit
         if missing:
@@ -556,6 +557,12 @@ class FailingStore:
 
     def snapshot(self) -> fold.State | None:
         return self.inner.snapshot()
+
+    def clock_mark(self) -> Mark | None:
+        return self.inner.clock_mark()
+
+    def keep_clock_mark(self, mark: Mark) -> None:
+        self.inner.keep_clock_mark(mark)
 
     def tend(self, state: fold.State) -> None:
         self.inner.tend(state)

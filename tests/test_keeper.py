@@ -164,9 +164,14 @@ def test_a_client_without_the_key_gets_nowhere_and_disturbs_nobody(place: Place)
 NEGATIVE = pack(((1, 5, "id", "r", -5, None, None, "measured", *[None] * 8),))
 
 
-@pytest.mark.parametrize("message", [b"", b"\xff" * 100, pack((1, 2, 3)), pack(((0, 99),)), pack(((0, 3, "x"),)), NEGATIVE])
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"\xff" * 100, pack(None), pack(5), pack((1, 2, 3)), pack(((),)), pack(((0, 99),)), pack(((0, 3, "x"),)), NEGATIVE],
+)
 def test_a_message_that_is_none_closes_that_connection_only(place: Place, message: bytes) -> None:
-    """Garbage, unknown commands, wrong fields and negative amounts are not answered; the ledger does not change."""
+    """Garbage, unknown commands, wrong fields and negative amounts are not answered; the ledger does not change, and the
+    keeper has nothing to say about it.
+    """
     with tbl.connect(place.file) as ledger:
         lab = ledger.budget("lab", usd=1)
         connection = link.find(place, "commands")
@@ -176,6 +181,7 @@ def test_a_message_that_is_none_closes_that_connection_only(place: Place, messag
             connection.recv_bytes()
         connection.close()
         assert lab.balance.left_usd == 1
+    assert place.log.read_text() == ""
 
 
 def test_another_protocol_is_a_named_error(place: Place) -> None:

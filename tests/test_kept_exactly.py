@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import decimal
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -185,6 +186,13 @@ SECRETS = [
     "ghp_abcdefghijklmnop1234",
     "hf_abcdefghijklmnop1234",
     "AIzaSyA1234567890abcdefghij",
+    "bearer abcdef1234567890",
+    "BEARER abcdef1234567890",
+    "github_pat_11ABCDEFG0123456789_abcdefghijk",
+    "ASIAIOSFODNN7EXAMPLE",
+    "xoxb-123-456-abcdef",
+    "https://me:secret@host",
+    "gsk_abcdefghijklmnop1234",
 ]
 
 
@@ -196,11 +204,51 @@ def test_what_looks_like_an_api_key_is_written_nowhere(ledger: tbl.Ledger, log: 
         call.commit(tokens=1, response_id=f"id {secret}")
     lab.adjust(call, tokens=2, reason=f"({secret})").result()
     assert not any(secret in str(event) for event in log.events)
-    assert dict(log.last("reserved").tags).keys() == {"header", "[redacted]"}
+    (name,) = dict(log.last("reserved").tags).keys() - {"header"}
+    assert "[redacted]" in name
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_what_looks_like_an_api_key_is_no_name_and_no_key_and_is_not_said_again(
+    ledger: tbl.Ledger, log: Log, secret: str
+) -> None:
+    """A budget's name is stored and shown everywhere; an error is printed in a notebook that others read."""
+    lab = ledger.budget("lab", usd=1)
+    wrong: list[Callable[[], object]] = [
+        lambda: ledger.budget(secret, usd=1),
+        lambda: ledger.budget(f"lab/{secret}", usd=1),
+        lambda: lab.record(usd=1, key=secret),
+        lambda: lab.reserve_sync(usd=secret),
+        lambda: lab.reserve_sync(tokens=cast("int", secret)),
+        lambda: lab.reserve_sync(usd=1, timeout=cast("float", secret)),
+        lambda: lab.reserve_sync(usd=1, tags={"a": cast("str", [secret])}),
+        lambda: lab.reserve_sync(usd=1, tags={secret: "x" * 300}),
+        lambda: ledger.budget("x", usd=1, tz=secret),
+        lambda: ledger.budget("x", usd=1, window=secret),
+        lambda: lab.adjust(secret, usd=1).result(),
+    ]
+    for try_it in wrong:
+        with pytest.raises(tbl.TokenBudgetError) as refused:
+            try_it()
+        assert secret not in str(refused.value)
+    assert log.kinds == ["budget_set"]
 
 
 @pytest.mark.parametrize(
-    "text", ["task-00000001", "risk-assessment-7", "desk-lamp-12345678", "disk-usage", "skill", "mask-abcdefghij"]
+    "text",
+    [
+        "task-00000001",
+        "risk-assessment-7",
+        "desk-lamp-12345678",
+        "disk-usage",
+        "skill",
+        "mask-abcdefghij",
+        "the bearer of this certificate",
+        "https://host:8080/a@b",
+        "https://host/u:p@x",
+        "xox-1",
+        "EURASIA2026",
+    ],
 )
 def test_ordinary_words_are_no_api_keys(text: str) -> None:
     """`task-00000001` and `task-00000002` are two keys."""

@@ -61,6 +61,8 @@ _ERRORS = (
     "BudgetClosed",
     "BudgetDiffers",
     "BudgetExceeded",
+    "BudgetLost",
+    "CallsUnpriced",
     "ClockJumped",
     "IdConflict",
     "InvalidType",

@@ -41,6 +41,8 @@ from .errors import (
     BudgetClosed,
     BudgetDiffers,
     BudgetExceeded,
+    BudgetLost,
+    CallsUnpriced,
     IdConflict,
     InvalidValue,
     NotAdjustable,
@@ -52,8 +54,8 @@ from .errors import (
     WindowFixed,
 )
 from .events import SCHEMA_VERSION, Event, chained, from_detail, to_detail
-from .ids import made_at_us, new_id
-from .limits import Cap, decimal_or_int, describe, instant, window_bounds
+from .ids import new_id, part_id
+from .limits import Cap, decimal_or_int, describe, instant, path_of, window_bounds
 from .state import COMMITTED, COUNTED, NOTHING, OPEN, RECORDED, ROLLED_BACK, Entry, First, State, Three, first_of
 from .usage import usd_of
 
@@ -62,7 +64,6 @@ Answer = tuple[Any, ...]
 _ENDS: dict[type, str] = {Commit: "committed", Rollback: "rolled_back", Lose: "expired", CloseBudget: "closed"}
 _KEEPS: dict[type, str] = {SetBudget: "budget_set", SetLimit: "budget_set", Extend: "extended", Adjust: "adjusted"}
 MINUTE_US = 60_000_000
-_SKEW_US = 2_000_000  # ids are made by clients on this machine, a moment before the writer's clock is read
 
 
 def amounts(three: Three) -> str:
@@ -155,8 +156,12 @@ class Decisions:
         target = getattr(command, "reservation", None) or getattr(command, "target", None)
         if target is not None and target not in state.open and target not in state.ended and type(command) is not Cancel:
             wanted.append(target)
+        if state.recovered and type(command) is Commit and command.part is not None and target not in state.open:
+            orphan = part_id(command.reservation, command.part)
+            if orphan is not None and orphan not in state.ended:
+                wanted.append(orphan)
         known = command.id in state.open or command.id in state.ended or command.id in state.done or command.id in state.ends
-        if not known and is_old(command.id, state.forgotten_until):
+        if not known and state.may_be_forgotten(command.id):
             wanted.append(command.id)
         key = getattr(command, "key", None)
         if key is not None and isinstance(command, Reserve | Record) and (command.budget, key) not in state.keys:
@@ -367,7 +372,7 @@ class Decisions:
 
     def _commit(self, c: Commit, ts: int, origin: str | None) -> Answer:
         entry = self.state.entry(c.reservation)
-        if entry is None:
+        if entry is None or (c.part is not None and entry.first is not None and _is_orphan(entry.first)):
             return self._commit_orphan(c, ts, origin)
         if c.part is not None:
             return self._commit_part(c, entry, ts, origin)
@@ -394,19 +399,35 @@ class Decisions:
         return _counted(entry.id, first_of(event), self._alerts(entry, ts))
 
     def _commit_orphan(self, c: Commit, ts: int, origin: str | None) -> Answer:
-        """A call whose reservation was lost with a damaged file: the money is gone, so it counts, as a record."""
-        if not self.state.recovered or c.budget is None or c.part is not None:
+        """A call whose reservation was lost with a damaged file: the money is gone, so it counts, as a record.
+
+        Each part of a batch is a record of its own. Where the budget was lost too, it counts in the nearest one above.
+        """
+        id = part_id(c.reservation, c.part)
+        if not self.state.recovered or c.budget is None or id is None:
             raise UnknownReservation(c.reservation)
-        node = self._node(c.budget)
+        requests = 1 if c.requests is None else c.requests
+        known = self.state.entry(id)
+        if known is not None:
+            first = known.first
+            if first is not None and (c.usd, c.tokens, requests) == first[2:5]:
+                return _counted(id, first)
+            told = f"{c.reservation} part {c.part}", COMMITTED, _ended(known), amounts((c.usd, c.tokens, requests))
+            raise ReservationClosed(*told)
+        name = next((name for name in path_of(c.budget) if name in self.state.nodes), None)
+        if name is None:
+            raise BudgetLost(c.budget, amounts((c.usd, c.tokens, requests)))
+        lost = {"orphan": True, "budget": c.budget if c.budget != name else None, "part": c.part}
+        lost["reservation"] = c.reservation if c.part is not None else None
         event = self._emit(
-            "recorded", ts, c.id, c.budget, reservation=c.reservation, windows=node.open_windows(ts), usd=c.usd,
-            tokens=c.tokens, requests=1 if c.requests is None else c.requests, basis=c.basis, input_tokens=c.input_tokens,
+            "recorded", ts, c.id, name, reservation=id, windows=self._node(name).open_windows(ts), usd=c.usd,
+            tokens=c.tokens, requests=requests, basis=c.basis, input_tokens=c.input_tokens,
             output_tokens=c.output_tokens, cache_read_tokens=c.cache_read_tokens, cache_write_tokens=c.cache_write_tokens,
             reasoning_tokens=c.reasoning_tokens, response_id=c.response_id, origin=origin,
-            detail=to_detail(**_loaded(c.detail), orphan=True),
+            detail=to_detail(**{**_loaded(c.detail), **lost}),
         )  # fmt: skip
         self.freed = True
-        return _counted(c.reservation, first_of(event), self._alerts(self._entry(c.reservation), ts))
+        return _counted(id, first_of(event), self._alerts(self._entry(id), ts))
 
     def _commit_part(self, c: Commit, entry: Entry, ts: int, origin: str | None) -> Answer:
         used, basis = self._used(c, NOTHING)
@@ -586,14 +607,6 @@ class Decisions:
         return event
 
 
-def is_old(id: str, forgotten_until: int) -> bool:
-    """Whether an id may be one that was forgotten; an id of another form may always be."""
-    try:
-        return made_at_us(id) <= forgotten_until + _SKEW_US
-    except ValueError:
-        return True
-
-
 def _fits(check: Check, c: Reserve) -> bool:
     totals, usd, tokens, requests = check
     return (
@@ -616,7 +629,7 @@ def _complete(check: Check, c: Reserve | Record) -> None:
     if usd is not None and c.usd is None:
         raise PriceUnknown(c.model) if c.model else AmountMissing(name, "usd")
     if usd is not None and totals.unpriced_count and isinstance(c, Reserve):
-        raise PriceUnknown("unknown", f"{totals.unpriced_count} calls without a price count in {name}; adjust(...) them first")
+        raise CallsUnpriced(name, totals.unpriced_count)
     if tokens is not None and c.tokens is None:
         raise AmountMissing(name, "tokens")
     if requests is not None and c.requests is None:

@@ -6,23 +6,34 @@ on to `Exception`, so it pickles through a process pool and travels from the kee
 
 from __future__ import annotations
 
+import re
 from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
 
 _EXACT = Context(prec=60)  # the caller's own may round to three digits
+# Keys as providers print them, and passwords in URLs; what looks like one is neither stored nor shown.
+_SECRETS = re.compile(
+    r"(?<![A-Za-z0-9])(?:sk-[A-Za-z0-9_-]{8,}|Bearer\s+\S+|(?i:bearer)\s+(?=\S*\d)\S{8,}|A[KS]IA[0-9A-Z]{12,}"
+    r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|glpat-[A-Za-z0-9_-]{16,}|xox[a-z]-[A-Za-z0-9-]{8,}"
+    r"|AIza[0-9A-Za-z_-]{20,}|(?:hf|gsk|r8)_[A-Za-z0-9]{16,}|(?:xai|pplx)-[A-Za-z0-9]{16,}|nvapi-[A-Za-z0-9_-]{16,})"
+    r"|(?<=://)[^\s/?#@:]*:[^\s/?#@]+(?=@)"
+)
 
 
 class TokenBudgetError(Exception):
     """The root: `except tbl.TokenBudgetError` catches whatever this package raises on purpose.
 
-    An error's text is what `_text` says of its numbers, with all that a terminal could not show, or would act on, escaped.
+    An error's text is what `_text` says of its numbers, with all that a terminal could not show, or would act on, escaped, and
+    what looks like a key redacted, where it may be the caller's words.
     """
+
+    _quotes = True  # what the caller wrote
 
     def _text(self) -> str:
         return super().__str__()
 
     def __str__(self) -> str:
-        return shown(self._text())
+        return shown(redacted(self._text()) if self._quotes else self._text())
 
 
 # --- what the caller wrote ---------------------------------------------------------------------------------------------
@@ -37,6 +48,7 @@ class InvalidValue(TokenBudgetError, ValueError):
     """
 
     def __init__(self, argument: str, reason: str) -> None:
+        argument, reason = redacted(argument), redacted(reason)
         super().__init__(argument, reason)
         self.argument, self.reason = argument, reason
 
@@ -130,6 +142,27 @@ class UnknownBudget(Refused, LookupError):
     def _text(self) -> str:
         hint = f"; did you mean {', '.join(self.nearest)}?" if self.nearest else "."
         return f"no budget named {self.budget!r}{hint} Create it by giving it a limit: ledger.budget({self.budget!r}, usd=5)"
+
+
+class BudgetLost(UnknownBudget):
+    """A call came to be committed whose reservation and budget were both lost with a damaged file: nowhere to count it.
+
+    Attributes:
+        budget: the name of the budget that is gone.
+        spent: what the call used, as text.
+    """
+
+    def __init__(self, budget: str, spent: str) -> None:
+        super().__init__(budget, ())
+        self.args = (budget, spent)
+        self.spent = spent
+
+    def _text(self) -> str:
+        return (
+            f"the budget {self.budget!r} was lost with the damaged file, and so was this call's reservation: {self.spent} "
+            f"spent and not counted. Make the budget again, with its limits: ledger.budget({self.budget!r}, usd=…), then "
+            "commit this call once more, or record(...) it there."
+        )
 
 
 class ParentMissing(UnknownBudget, ValueError):
@@ -232,6 +265,27 @@ class PriceUnknown(Refused, LookupError):
         )
 
 
+class CallsUnpriced(PriceUnknown):
+    """Calls without a cost count in a budget that limits USD, so nobody knows what is left of it.
+
+    Attributes:
+        budget: whose limit it is.
+        calls: how many there are.
+    """
+
+    def __init__(self, budget: str, calls: int) -> None:
+        super().__init__("")
+        self.args = (budget, calls)
+        self.budget, self.calls = budget, calls
+
+    def _text(self) -> str:
+        return (
+            f"{self.budget} limits usd, and {self.calls} call{'' if self.calls == 1 else 's'} without a cost count in it, so "
+            "nobody knows what is left, and nothing was sent. Say what each cost: "
+            f"ledger.budget({self.budget!r}).adjust(call, usd=…); they are those without a cost_usd in ledger.calls()."
+        )
+
+
 class ReservationClosed(Refused):
     """The reservation has ended, in another way than this command asks for; nothing was written.
 
@@ -307,6 +361,8 @@ class IdConflict(Refused):
 
 class LedgerUnavailable(TokenBudgetError):
     """The ledger cannot answer; nothing may be sent on a guess."""
+
+    _quotes = False  # paths, and what the system said
 
 
 class LedgerClosed(LedgerUnavailable):
@@ -512,15 +568,25 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def redacted(text: str) -> str:
+    """A text without what looks like an API key, a token, or a password in a URL.
+
+    Examples:
+        >>> redacted("leaked sk-abcdefghijkl to https://me:secret@host")
+        'leaked [redacted] to https://[redacted]@host'
+    """
+    return _SECRETS.sub("[redacted]", text)
+
+
 def told(value: object, most: int = 80) -> str:
-    """A value in an error: its repr, but never a megabyte of it.
+    """A value in an error: its repr, but never a megabyte of it, and no key.
 
     Examples:
         >>> told("12"), told(10**5000)
         ("'12'", 'an integer of 16610 bits')
     """
     try:
-        text = repr(value)
+        text = redacted(repr(value))
     except ValueError:  # Python writes no integer of thousands of digits
         return f"an integer of {int(value).bit_length()} bits" if isinstance(value, int) else type(value).__name__
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable
 
 _RANDOM = 19  # hex digits in an id, of which one gives two bits
@@ -47,11 +48,32 @@ def uuid7_source(clock_ns: Callable[[], int] = time.time_ns) -> Callable[[], str
 new_id = uuid7_source()
 
 
+def part_id(id: str, part: str | None) -> str | None:
+    """The id of a part of something that has one, always the same; without a part itself; `None` for what is no UUID's text.
+
+    Examples:
+        >>> part_id("019a9a2b-0000-7000-8000-000000000000", "row-1")
+        '619d4e14-62c6-52f1-b15a-a51e4d1284d2'
+    """
+    try:
+        whole = uuid.UUID(id)
+    except ValueError:
+        return None
+    if str(whole) != id:
+        return None
+    return id if part is None else str(uuid.uuid5(whole, part))
+
+
 def made_at_us(id: str) -> int:
     """When a version 7 id was made, in Unix microseconds (to the millisecond).
+
+    Raises:
+        ValueError: it is of another form, and tells nothing.
 
     Examples:
         >>> made_at_us("019a9a2b-0000-7000-8000-000000000000")
         1763523100672000
     """
+    if id[14:15] != "7":
+        raise ValueError(f"{id!r} is no version 7 UUID")
     return int(id[:8] + id[9:13], 16) * 1000

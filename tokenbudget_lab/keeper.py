@@ -24,8 +24,9 @@ from pathlib import Path
 from select import select
 from typing import TYPE_CHECKING, Any
 
+from .contents import is_object, must_be_sound
 from .desk import Ticket
-from .errors import LedgerBusy, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
+from .errors import InvalidValue, LedgerBusy, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from .events import SCHEMA_VERSION
 from .place import Place, place_of
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_to_wire, from_wire, pack, unpack
@@ -245,14 +246,15 @@ class Keeper:
         return hello
 
     def _serve_commands(self, connection: Connection, origin: Any) -> None:
-        outbox = Outbox(connection, origin if isinstance(origin, str) and len(origin) < 4096 else None)  # noqa: PLR2004 - a line about a process
+        told = isinstance(origin, str) and len(origin) < 4096 and is_object(origin)  # noqa: PLR2004 - a line about a process
+        outbox = Outbox(connection, origin if told else None)
         try:
             while True:
                 message = unpack(connection.recv_bytes(MAX_MESSAGE))
                 if message == ("stop",):
                     self.stop()
                     continue
-                self.writer.submit_all([Numbered(*from_wire(item), outbox) for item in message])
+                self.writer.submit_all(_sound(message, outbox))
         except TokenBudgetError:
             pass  # leaving: the client elects another keeper and sends again
         finally:
@@ -268,6 +270,23 @@ class Keeper:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the client is told and not left waiting
                 connection.send_bytes(b"E" + pack(error_to_wire(error)))
+
+
+def _sound(message: Any, outbox: Outbox) -> list[Ticket]:
+    """The commands of a message; what is in none of ours is refused here, and is in nobody's way."""
+    tickets: list[Ticket] = []
+    if type(message) is not tuple:
+        raise ValueError("no message of commands")
+    for item in message:
+        ticket = Numbered(*from_wire(item), outbox)
+        try:
+            must_be_sound(ticket.command)
+        except InvalidValue as error:
+            ticket.error = error
+            outbox.deliver([ticket])
+        else:
+            tickets.append(ticket)
+    return tickets
 
 
 def _send_stream(connection: Connection, reader: Any) -> None:

@@ -16,13 +16,14 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from .errors import InvalidType, InvalidValue, money
+from .errors import InvalidType, InvalidValue, money, redacted, told
 from .usage import pico_of, tokens_of, usd_of
 
 Window = Literal["day", "week", "month"] | timedelta | None
 RESOURCES = ("usd", "tokens", "requests")
 MAX_DEPTH = 32
 MAX_NAME = 512
+MAX_WINDOW_S = 36_525 * 86_400  # 100 years
 FOREVER = 2**62  # later than any instant a window ends at
 
 
@@ -130,12 +131,24 @@ def window_code(window: Window) -> str:
         return ""
     if isinstance(window, timedelta):
         seconds = window.total_seconds()
-        if not 1 <= seconds <= 36_525 * 86_400 or window.microseconds:
+        if not 1 <= seconds <= MAX_WINDOW_S or window.microseconds:
             raise InvalidValue("window", f"{window} is not a whole number of seconds between 1 s and 100 years")
         return f"{int(seconds)}s"
     if window not in ("day", "week", "month"):
         raise InvalidValue("window", f"{window!r} is not None, 'day', 'week', 'month' or a timedelta")
     return str(window)
+
+
+def must_be_code(code: str) -> None:
+    """Check a window's code where it comes from elsewhere.
+
+    Raises:
+        InvalidValue: `window_code` gives none like it.
+    """
+    if code not in ("", "day", "week", "month"):
+        seconds = int(code[:-1]) if code[-1:] == "s" and code[:-1].isascii() and code[:-1].isdigit() and len(code) < 12 else 0  # noqa: PLR2004 - 100 years have ten digits
+        if not 1 <= seconds <= MAX_WINDOW_S or code != f"{seconds}s":
+            raise InvalidValue("window", f"{told(code)} is no window's code")
 
 
 def window_text(code: str) -> str:
@@ -217,18 +230,20 @@ def budget_name(name: Any) -> str:
     Raises:
         InvalidType: not a string.
         InvalidValue: empty, an empty part, `.` or `..`, white space or control characters, more than 32 parts
-            or 512 characters.
+            or 512 characters, or what looks like an API key.
 
     Examples:
         >>> budget_name("lab/prompt-study")
         'lab/prompt-study'
     """
     if not isinstance(name, str):
-        raise InvalidType("budget", f"{name!r} is {type(name).__name__}, not a string")
+        raise InvalidType("budget", f"{told(name)} is {type(name).__name__}, not a string")
     if not 0 < len(name) <= MAX_NAME:
         raise InvalidValue("budget", f"a name has 1 to {MAX_NAME} characters, not {len(name)}")
     if name.encode(errors="replace").decode() != name:
         raise InvalidValue("budget", "contains half a surrogate pair")
+    if redacted(name) != name:
+        raise InvalidValue("budget", "looks like an API key or holds one, and names are stored and shown; choose another name")
     normal: str = unicodedata.normalize("NFC", name)
     parts = normal.split("/")
     if len(parts) > MAX_DEPTH:

@@ -23,7 +23,9 @@ def origin() -> str | None:
     """
     if os.environ.get("TOKENBUDGET_ORIGIN", "").lower() in ("off", "0", "no", "false"):
         return None
-    return to_detail(user=_user(), host=socket.gethostname(), notebook=_notebook(), script=_script(), commit=_commit())
+    told = {"user": _user(), "host": socket.gethostname(), "notebook": _notebook(), "script": _script(), "commit": _commit()}
+    # Names of bytes that are not UTF-8 have half surrogate pairs, which no JSON function of SQL reads.
+    return to_detail(**{name: value and value.encode(errors="replace").decode() for name, value in told.items()})
 
 
 def _user() -> str | None:

@@ -60,6 +60,11 @@ class Place:
         return self.folder / "snapshot"
 
     @property
+    def clock(self) -> Path:
+        """What is kept about the machine's clock."""
+        return self.folder / "clock"
+
+    @property
     def log(self) -> Path:
         """What the keeper has to say."""
         return self.folder / "keeper.log"
@@ -134,11 +139,13 @@ def place_of(where: Any) -> Place:
         path = Path(text).expanduser().absolute()
         foreign = path.is_symlink() and hasattr(os, "getuid") and path.lstat().st_uid not in (os.getuid(), 0)
         place = Place(Path(os.path.realpath(path)))
-        os.fsencode(place.file)
+        str(place.file).encode()  # a name of other bytes reads as half surrogate pairs, and DuckDB takes none
     except RuntimeError as error:  # no such user behind the ~
         raise InvalidValue("where", f"{text!r}: {error}") from None
     except UnicodeEncodeError:
-        raise InvalidValue("where", f"{text!r} has characters that this system's file names cannot have") from None
+        raise InvalidValue(
+            "where", f"{text!r} or its folder has a name that is not UTF-8; choose or rename one that is"
+        ) from None
     except OSError as error:
         raise NotALedger(text, error.strerror or str(error)) from None
     if foreign:

@@ -19,11 +19,12 @@ from .limits import Cap
 from .place import read_file
 from .state import State
 
-VERSION = 1
+VERSION = 2
 
 
 def dump(state: State) -> bytes:
     """A fold as bytes: a line with their checksum, then JSON."""
+    state.trim_early()
     told = {
         "version": VERSION,
         "seq": state.seq,
@@ -32,6 +33,8 @@ def dump(state: State) -> bytes:
         "ledger": state.ledger_id,
         "recovered": state.recovered,
         "clock_accepted": state.clock_accepted,
+        "forgotten_until": max(state.forgotten_until, state.ts),  # whatever ended until then is looked up
+        "early": sorted(state.early),
         "budgets": [_budget(node) for node in state.nodes.values()],
         "open": list(state.open.values()),
     }
@@ -58,7 +61,7 @@ def load(data: bytes) -> State:
         _add(state, **budget)
     for packed in told["open"]:
         state.enter_again(_tuples(packed))
-    state.forgotten_until = state.ts  # whatever ended until then is looked up
+    state.forgotten_until, state.early = told["forgotten_until"], set(told["early"])
     return state
 
 

@@ -16,10 +16,12 @@ from typing import Any
 from .accounts import Node, Totals
 from .errors import LedgerCorrupt
 from .events import GENESIS, Event, from_detail
+from .ids import made_at_us
 from .limits import Cap
 
 REMEMBER_US = 3_600 * 1_000_000
 REMEMBER_COUNT = 200_000  # about 100 MB
+SKEW_US = 2_000_000  # the writer's own ids are made a moment after its clock is read
 OPEN, COMMITTED, ROLLED_BACK, RELEASED, COUNTED, RECORDED = (
     "open",
     "committed",
@@ -134,6 +136,14 @@ class Entry:
         return (*beside, self.unpriced_count - sum(part[0] is None for part in parts))
 
 
+def _is_later(id: str, ts: int) -> bool:
+    """Whether an id says that it was made after an instant; one of another form does not say."""
+    try:
+        return made_at_us(id) > ts + SKEW_US
+    except ValueError:
+        return False
+
+
 def end_of(event: Event) -> End:
     """What a command ended."""
     return (event.kind, event.reservation or event.budget, event.key)
@@ -171,6 +181,7 @@ class State:
         self.recovered = 0  # `seq` of the last time that lost events were given up
         self.clock_accepted: int | None = None  # what a clock said that was accepted though it stood behind the last event
         self.forgotten_until = 0  # what ended before this instant may have been forgotten
+        self.early: set[str] = set()  # ids that say that they were made after their end: a clock was set back in between
         self.forgets = True  # with each event; who decides says when instead, because a batch looks up before it decides
         self._ended: deque[tuple[int, str, str]] = deque()  # when, and the two ids that it is known by
         self._apply = {
@@ -437,8 +448,18 @@ class State:
 
     def _remember(self, ts: int, command: str, entry: str = "") -> None:
         self._ended.append((ts, command, entry))
+        for id in (command, entry) if entry and entry != command else (command,):
+            if _is_later(id, ts):
+                self.early.add(id)
         if self.forgets:
             self.forget(ts)
+
+    def may_be_forgotten(self, id: str) -> bool:
+        """Whether an id that is not known may be one that was forgotten; one of another form may always be.
+
+        Whatever is forgotten was made before it ended, and so before `forgotten_until`, or is in `early`.
+        """
+        return id in self.early or not _is_later(id, self.forgotten_until)
 
     def forget(self, ts: int) -> None:
         """Drop what ended more than an hour before, and what is too much; a store has it, and `recall` brings it back."""
@@ -450,6 +471,15 @@ class State:
             if packed is not None and packed[1] is not None:
                 self.keys.pop(packed[:2], None)
             self.forgotten_until = max(self.forgotten_until, old)
+        if len(self.early) > REMEMBER_COUNT:
+            self.trim_early()
+
+    def trim_early(self) -> None:
+        """Drop early ids whose time has come; too many are not kept one by one: all up to the latest may be forgotten ones."""
+        self.early = {id for id in self.early if _is_later(id, self.forgotten_until)}
+        if len(self.early) > REMEMBER_COUNT // 2:
+            self.forgotten_until = max(map(made_at_us, self.early))
+            self.early = set()
 
     def recall(self, events: Iterable[Event]) -> None:
         """Remember entries and commands again that were forgotten; balances do not change.

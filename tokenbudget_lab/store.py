@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from .clock import Mark
 from .errors import LedgerDamaged
 from .events import Event
 from .state import State
@@ -73,6 +74,18 @@ class Store(Protocol):
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of the entries with these ids or (budget, key) pairs, and of the commands with these ids, in order."""
+        ...
+
+    def clock_mark(self) -> Mark | None:
+        """What was kept last about the machine's clock."""
+        ...
+
+    def keep_clock_mark(self, mark: Mark) -> None:
+        """Keep this about the machine's clock for the next owner; seldom, and never on the way of a call.
+
+        Raises:
+            StoreFailed: it is not sure to be kept.
+        """
         ...
 
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:

@@ -72,6 +72,8 @@ def from_wire(item: Sequence[Any]) -> tuple[int, Command]:
     Raises:
         ValueError: it is none.
     """
+    if type(item) is not tuple or len(item) < 2:  # noqa: PLR2004 - a number and a code
+        raise ValueError("no numbered command")
     number, code, *fields = item
     if type(number) is not int or type(code) is not int or not 0 <= code < len(COMMANDS):
         raise ValueError("no numbered command")

@@ -20,7 +20,7 @@ from itertools import takewhile
 from typing import Any
 
 from . import clock
-from .clock import Watch, behind_s
+from .clock import Mark, Watch
 from .commands import (
     AcceptClock,
     Cancel,
@@ -70,6 +70,7 @@ class Writer:
         origin: JSON about this process, for commands that come from it.
         boot_ns: nanoseconds since the machine started, to notice that its clock was moved; only the machine's own clock is
             watched where it is not given.
+        boot_id: which start of the machine that was.
 
     Raises:
         LedgerUnavailable: the store cannot be read.
@@ -84,12 +85,13 @@ class Writer:
         ids: Callable[[], str] = new_id,
         origin: str | None = None,
         boot_ns: Callable[[], int] | None = None,
+        boot_id: Callable[[], str | None] = clock.boot_id,
     ) -> None:
         watched = boot_ns is not None or clock_ns is time.time_ns
-        self._watch = Watch(clock_ns, boot_ns or clock.boot_ns) if watched else None
+        self._watched = (boot_ns or clock.boot_ns, boot_id) if watched else None
+        self._watch: Watch | None = None
         self._now = 0  # the clock at the last batch, Unix microseconds
         self._halted = False  # only reading
-        self._behind = False  # the clock was, when the ledger was opened
         self._copies: list[Ticket] = []
         self.store, self.clock_ns, self.ids, self.origin = store, clock_ns, ids, origin
         self.where = store.where
@@ -116,15 +118,32 @@ class Writer:
         self._rebuild()
         if self.store.damage is not None:
             return
+        self._watch = self._begin_watch()
         state, now = self.decisions.state, self.clock_ns() // 1000
         if state.seq == 0:
             self.decisions.create(self.ids(), now, self.origin)
         if self.store.loss is not None:
-            self.decisions.recover(now, self.origin, **self.store.loss._asdict())
+            believed = self._watch is None or self._watch.wrong_s() is None
+            self.decisions.recover(now if believed else state.ts, self.origin, **self.store.loss._asdict())
         events = self._take_events()
         if events:
             self.store.append(events)
-        self._behind = self._watch is not None and behind_s(now, state.ts, state.clock_accepted) is not None
+
+    def _begin_watch(self) -> Watch | None:
+        if self._watched is None:
+            return None
+        (boot_ns, boot_id), state = self._watched, self.decisions.state
+        return Watch(
+            self.clock_ns, boot_ns, boot=boot_id(), kept=self.store.clock_mark(), keep=self._keep_clock_mark,
+            last=state.ts, accepted=state.clock_accepted,
+        )  # fmt: skip
+
+    def _keep_clock_mark(self, mark: Mark) -> None:
+        """For the next owner; this one goes on without."""
+        try:
+            self.store.keep_clock_mark(mark)
+        except StoreFailed as error:
+            log.warning("%s: what the clock said is not kept: %s", self.where, error.reason)
 
     def _rebuild(self) -> None:
         state = self.store.snapshot() or State()
@@ -295,17 +314,10 @@ class Writer:
             return self.store.damage
         if self._watch is None:
             return None
-        jumped, state = self._watch.jumped_s(), self.decisions.state
-        if jumped is None and self._behind:
-            jumped = behind_s(self.clock_ns() // 1000, state.ts, state.clock_accepted)
-            self._behind = jumped is not None
-        if jumped is None:
+        wrong = self._watch.wrong_s()
+        if wrong is None or any(type(ticket.command) is AcceptClock for ticket in batch):
             return None
-        if any(type(ticket.command) is AcceptClock for ticket in batch):
-            self._watch.accept()
-            self._behind = False
-            return None
-        return ClockJumped(self.where, jumped)
+        return ClockJumped(self.where, wrong)
 
     def _only_read(self, batch: list[Ticket], stopped: LedgerUnavailable) -> list[Ticket]:
         """Answer what only reads, as of the last event; all others are told why."""
@@ -329,6 +341,8 @@ class Writer:
             self._copies.append(ticket)  # when the batch is written
             return []
         if type(command) is AcceptClock:
+            if self._watch is not None:
+                self._watch.accept()
             ticket.answer = self.decisions.accept_clock(command, ts, ticket.box.origin)
             return [ticket]
         gone = self._leave_line(ticket)
@@ -475,11 +489,12 @@ class Writer:
 
     def _finish(self) -> None:
         self._refuse([ticket for waiter in self.line for ticket in waiter.tickets])
-        with contextlib.suppress(LedgerUnavailable):  # refusals that were only counted; no caller waits for them
-            self.decisions.flush_refusals(self.clock_ns() // 1000, now=True)
-            events = self._take_events()
-            if events and not self._broken and self.store.damage is None:
-                self.store.append(events)
+        if not self._broken and self._stopped([]) is None:
+            with contextlib.suppress(LedgerUnavailable):  # refusals that were only counted; no caller waits for them
+                self.decisions.flush_refusals(self.clock_ns() // 1000, now=True)
+                events = self._take_events()
+                if events:
+                    self.store.append(events)
         self.store.close(None if self._broken else self.decisions.state)
         self._gone = True
         self._turn_away()

@@ -22,7 +22,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import snapshots
+from .. import marks, snapshots
+from ..clock import Mark
 from ..desk import Latch, finish
 from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
@@ -52,6 +53,7 @@ def _as_text(column: str) -> str:
 _FETCH = 20_000
 _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - question marks
 CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", "10000"))  # half a second to replay
+LOGGED = 2_000  # bytes of log per transaction: 1.2 kB of a record, 2.9 kB of a call with tags, 4.8 kB of one with a price
 CHECKPOINT_LOG = 64 * 2**20  # bytes, or a tenth of the file where that is more
 _DAMAGE = re.compile(r"checksum|corrupt|WAL|replay|serializ|not a valid DuckDB|block|header|enough bytes", re.IGNORECASE)
 # What says nothing of the file: this process has it open already; the disk, or this process, is in trouble.
@@ -99,6 +101,7 @@ class DuckDBStore:
             place.write_owner(role=role)
             self._heads = Heads(place.heads)
             self._undisturbed(self._open)
+            self._transactions = self._logged()
         except OSError as error:
             self._lock.release()
             raise StoreFailed(f"{place.folder}: {error}") from error
@@ -465,6 +468,12 @@ class DuckDBStore:
         else:
             self._snapped = state.seq
 
+    def _logged(self) -> int:
+        """About how many transactions stand in the log: owners that each write a few make a long one together."""
+        with contextlib.suppress(FileNotFoundError):
+            return log_of(self.place.file).stat().st_size // LOGGED
+        return 0
+
     def _is_due(self) -> bool:
         if self._transactions < max(1, self._put_off):
             return False
@@ -506,6 +515,21 @@ class DuckDBStore:
             [_uuids(ids), by_key],
         )
         return list(from_plain(cursor.fetchall()))
+
+    def clock_mark(self) -> Mark | None:
+        """What was kept last about the machine's clock."""
+        return marks.read(self.place.clock)
+
+    def keep_clock_mark(self, mark: Mark) -> None:
+        """Keep this about the machine's clock for the next owner.
+
+        Raises:
+            StoreFailed: it is not sure to be kept.
+        """
+        try:
+            marks.write(self.place.clock, mark)
+        except OSError as error:
+            raise StoreFailed(f"{self.place.clock} cannot be written ({error})") from error
 
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a cursor of its own."""

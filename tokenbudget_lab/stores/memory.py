@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from ..clock import Mark
 from ..errors import InvalidValue, LedgerDamaged
 from ..events import Event
 from ..rows import to_arrow
@@ -27,6 +28,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._clock: Mark | None = None
 
     def load(self, after: int = 0) -> Iterator[Event]:
         """All events with a larger `seq`, in order."""
@@ -55,6 +57,14 @@ class MemoryStore:
             e.reservation for e in self._events if e.command in wanted or (e.key is not None and (e.budget, e.key) in named)
         }
         return [e for e in self._events if e.command in wanted or (e.reservation and e.reservation in wanted | entries)]
+
+    def clock_mark(self) -> Mark | None:
+        """What was kept last about the machine's clock."""
+        return self._clock
+
+    def keep_clock_mark(self, mark: Mark) -> None:
+        """Keep this about the machine's clock."""
+        self._clock = mark
 
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`."""
