@@ -322,7 +322,6 @@ def test_a_keeper_that_is_asked_to_leave_sends_no_waiter_away(place: Place) -> N
 INTERRUPTED = """if True:
     import pathlib, random, signal, sys, time
     import tokenbudget_lab as tbl
-from tests.soaking import Pace
     from tests.history import checked, recorded
     where, told, seed = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
     chance = random.Random(seed)

@@ -36,7 +36,6 @@ PACKAGE = Path(tbl.__file__).resolve()
 OPEN = """
     import asyncio, json, os, pathlib, sys, threading, time
     import tokenbudget_lab as tbl
-from tests.soaking import Pace
     from tests.history import recorded
     from tokenbudget_lab.desk import Ticket
     ledger = recorded(tbl.connect("spend.duckdb"), pathlib.Path("told"))
