@@ -273,7 +273,9 @@ class History:
         """The last event that an answer is sure to know of."""
         if each.error is not None or not each.answered:
             return 0
-        if each.command.id in self.own:
+        # One that changed nothing made no event; its id may have come again with what did.
+        same = len(set(self.commands.get(each.command.id, ()))) < 2
+        if each.command.id in self.own and (same or not isinstance(each.command, ask.SetLimit | ask.SetBudget | ask.Extend)):
             return self.own[each.command.id].seq
         kind, answer = type(each.command), each.answer
         if kind in (ask.Reserve, ask.Commit, ask.Record, ask.Adjust, ask.GetHead, ask.CopyFile, ask.AcceptClock):
