@@ -219,6 +219,67 @@ def test_a_client_without_the_key_gets_nowhere_and_disturbs_nobody(place: Place)
         loud.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="another process's limits are Linux's to set")
+def test_a_keeper_without_a_file_descriptor_left_goes_on(place: Place) -> None:
+    """Who comes waits until there is one; who is there is served.
+
+    limit     the keeper's files to those that it has open
+    connect   ten more
+    reserve   by the first
+    raise     the limit
+    connect   again
+    """
+    import resource
+
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        pid, address = owner_pid(place), place.read_owner()["socket"]
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(10)]
+        for each in waiting:
+            each.connect(address)
+        time.sleep(0.5)
+        lab.record(usd="0.1").result()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        for each in waiting:
+            each.close()
+        with tbl.connect(place.file) as other:
+            assert other.budget("lab").balance.committed_usd == Decimal("0.1")
+        assert owner_pid(place) == pid
+
+
+FEW_FILES = """if True:
+    import resource, sys, tokenbudget_lab as tbl
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+    with tbl.connect(sys.argv[1]) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        print("up", flush=True)
+        sys.stdin.readline()
+        lab.record(usd="0.1").result()
+        print(lab.balance.committed_usd, flush=True)
+"""
+
+
+def test_a_keeper_lets_in_as_many_as_it_has_file_descriptors_for(place: Place) -> None:
+    """Those above are hung up on at once; the others do not notice."""
+    child = subprocess.Popen([sys.executable, "-c", FEW_FILES, str(place.file)], stdin=-1, stdout=-1, text=True)
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+        pid = owner_pid(place)
+        let_in = []
+        while (connection := link.find(place, "commands")) is not None:
+            let_in.append(connection)
+            assert len(let_in) < 48
+        told, _ = child.communicate("go\n", timeout=30)
+        for each in let_in:
+            each.close()
+    assert told == "0.1\n"
+    assert owner_pid(place) == pid
+    assert len(let_in) >= 8
+
+
 NEGATIVE = pack(((1, 5, "id", "r", -5, None, None, "measured", *[None] * 8),))
 
 
@@ -311,10 +372,10 @@ def test_copying_and_hashing_the_file_while_it_is_used_harms_nothing(place: Plac
 @pytest.fixture
 def stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[tbl.Ledger]:
     """A ledger whose keeper is stopped in its tracks, and clients that give up after a second."""
+    ledger = tbl.connect(place.file)  # in its own time, on a machine that is busy
+    ledger.budget("lab", tokens=100)
     monkeypatch.setattr(link, "ANSWER_S", 1.0)
     monkeypatch.setattr(link, "CONNECT_S", 1.0)
-    ledger = tbl.connect(place.file)
-    ledger.budget("lab", tokens=100)
     pid = int(place.read_owner()["pid"])
     os.kill(pid, signal.SIGSTOP)
     yield ledger

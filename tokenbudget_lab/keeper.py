@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import secrets
 import signal
@@ -17,16 +18,14 @@ import stat
 import sys
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
-from select import select
 from typing import TYPE_CHECKING, Any
 
-from .desk import Ticket
 from .errors import LedgerBusy, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from .events import SCHEMA_VERSION
+from .outbox import Numbered, Outbox
 from .place import Place, place_of
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_to_wire, from_wire, pack, unpack
 from .writer import Writer
@@ -34,11 +33,13 @@ from .writer import Writer
 if TYPE_CHECKING:
     from .stores.duckdb import DuckDBStore
 
+log = logging.getLogger("tokenbudget_lab")
 HANDSHAKE_S = 2.0
-MAX_CONNECTIONS = 512
+MAX_CONNECTIONS = 512  # fewer where the system allows fewer files
 MAX_SOCKET_PATH = 100  # the kernel's limit is 108, 104 on macOS
-MAX_BACKLOG = 256 * 2**20  # bytes of answers that a client does not read before it is cut off
-SEND_BUFFER = 4 * 2**20
+OWN_FILES = 32  # file descriptors that the keeper needs for itself
+SEND_BUFFER = 4 * 2**20  # bytes, where the system gives as much
+PAUSE_S = 0.1  # where nobody can be let in for now
 CHUNK = 2**20
 
 
@@ -48,80 +49,6 @@ def linger_s() -> float:
         return max(0.0, float(os.environ.get("TOKENBUDGET_KEEPER_LINGER_S", "3")))
     except ValueError:
         return 3.0
-
-
-class Numbered(Ticket):
-    """A command of a client, with the number that the client gave it."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int, command: Any, box: Outbox) -> None:
-        super().__init__(command, box)
-        self.number = number
-
-
-class Outbox:
-    """Answers for one connection. The writer's thread never blocks on a client that does not read."""
-
-    def __init__(self, connection: Connection, origin: str | None) -> None:
-        self.connection, self.origin = connection, origin
-        self.closed, self.sends_again = False, True
-        self._backlog: deque[bytes] = deque()
-        self._size = 0
-        self._lock = threading.Lock()
-        self._more = threading.Event()
-        self._sender: threading.Thread | None = None
-
-    def deliver(self, tickets: list[Ticket]) -> None:
-        """Send a batch of answers in one message, or leave it to a thread when the client is slow."""
-        answers = tuple(
-            (t.number, False, error_to_wire(t.error)) if t.error is not None else (t.number, True, t.answer)
-            for t in tickets
-            if isinstance(t, Numbered)
-        )
-        self.send(pack(answers))
-
-    def send(self, message: bytes) -> None:
-        """Send now if that cannot block."""
-        if self.closed:
-            return
-        with self._lock:
-            if not self._backlog and len(message) < SEND_BUFFER // 4 and self._writable():
-                with suppress(OSError):  # the client is gone; its thread sees that
-                    self.connection.send_bytes(message)
-                return
-            self._backlog.append(message)
-            self._size += len(message)
-            if self._size > MAX_BACKLOG:
-                self.close()
-            elif self._sender is None:
-                self._sender = threading.Thread(target=self._drain, name="tokenbudget slow client", daemon=True)
-                self._sender.start()
-        self._more.set()
-
-    def _writable(self) -> bool:
-        try:
-            return bool(select([], [self.connection.fileno()], [], 0)[1])
-        except (OSError, ValueError):  # it was hung up a moment ago
-            return False
-
-    def _drain(self) -> None:
-        while not self.closed:
-            self._more.wait()
-            self._more.clear()
-            while self._backlog and not self.closed:
-                try:
-                    self.connection.send_bytes(self._backlog[0])
-                except OSError:
-                    self.close()
-                    return
-                with self._lock:
-                    self._size -= len(self._backlog.popleft())
-
-    def close(self) -> None:
-        """Nobody reads here any more."""
-        self.closed = True
-        self._more.set()
 
 
 class Keeper:
@@ -143,6 +70,7 @@ class Keeper:
         self.key = _make_key(place)
         self.writer = Writer(self.store)
         self._connections: set[Connection] = set()
+        self._room = _room()
         self._seen = time.monotonic()
         self._leaving = threading.Event()
         self.address = self._address()
@@ -177,16 +105,28 @@ class Keeper:
             except TimeoutError:
                 if not self._connections and time.monotonic() - self._seen > patience:
                     break
-                continue
-            self._seen = time.monotonic()
-            if len(self._connections) >= MAX_CONNECTIONS:
-                accepted.close()
-                continue
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            connection = Connection(accepted.detach())
-            self._connections.add(connection)
-            threading.Thread(target=self._attend, args=(connection,), name="tokenbudget client", daemon=True).start()
+            except OSError as error:  # no file descriptor is left; whoever is here already is served, and who comes waits
+                log.warning("%s: nobody can be let in (%s)", self.store.where, error)
+                time.sleep(PAUSE_S)
+            else:
+                self._seen = time.monotonic()
+                self._let_in(accepted)
         self.leave()
+
+    def _let_in(self, accepted: socket.socket) -> None:
+        if len(self._connections) >= self._room:
+            accepted.close()
+            return
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        connection = Connection(accepted.detach())
+        self._connections.add(connection)
+        try:
+            threading.Thread(target=self._attend, args=(connection,), name="tokenbudget client", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread left
+            log.warning("%s: nobody can be let in (%s)", self.store.where, error)
+            self._connections.discard(connection)
+            connection.close()
+            time.sleep(PAUSE_S)
 
     def stop(self, *_: Any) -> None:
         """Leave as soon as the accept loop looks."""
@@ -211,8 +151,8 @@ class Keeper:
                     self._serve_rows(connection)
                 else:
                     self._serve_commands(connection, hello.get("origin"))
-        except (OSError, EOFError, ValueError):
-            pass  # hung up, or not of this protocol: closed below, the others do not notice
+        except (OSError, EOFError, ValueError, RuntimeError):
+            pass  # hung up, not of this protocol, or no thread is left: closed below, the others do not notice
         finally:
             self._seen = time.monotonic()
             self._connections.discard(connection)
@@ -264,6 +204,20 @@ class Keeper:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the client is told and not left waiting
                 connection.send_bytes(b"E" + pack(error_to_wire(error)))
+
+
+def _room() -> int:
+    """How many clients there are file descriptors for, of all that the system lets this process have."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OWN_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return MAX_CONNECTIONS
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OWN_FILES)
 
 
 def _send_stream(connection: Connection, reader: Any) -> None:
