@@ -468,3 +468,48 @@ def test_ctrl_c_at_any_moment_hangs_nothing(place: Place, where: str, seconds: i
     assert child.returncode == 0, child.stderr
     assert int(child.stdout) > 100
     link.stop(place)
+
+
+IN_A_HANDLER = """if True:
+    import faulthandler, signal, sys, time
+    import tokenbudget_lab as tbl
+    ledger = tbl.connect(sys.argv[1]) if len(sys.argv) > 1 else tbl.connect(":memory:")
+    lab = ledger.budget("lab", tokens=10**9)
+    handled = counted = 0
+
+    def handler(*_):
+        global handled
+        handled += 1
+        lab.record(tokens=1)
+        if handled % 50 == 0:
+            lab.balance
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
+
+    faulthandler.dump_traceback_later(30, exit=True)
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    ends = time.monotonic() + 4
+    while time.monotonic() < ends:
+        lab.record(tokens=1)
+        counted += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    print(handled, lab.balance.committed_tokens - handled - counted)
+    ledger.close()
+"""
+
+
+@pytest.mark.parametrize("where", ["memory", "keeper"])
+@pytest.mark.timeout(120)
+def test_a_verb_in_a_signal_handler_hangs_nothing(place: Place, where: str) -> None:
+    """The handler of a signal cuts into a verb and calls verbs itself; all of both count, once."""
+    child = subprocess.run(
+        [sys.executable, "-c", IN_A_HANDLER, *([str(place.file)] if where == "keeper" else [])],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert child.returncode == 0, child.stderr
+    handled, missing = map(int, child.stdout.split())
+    assert (handled > 100, missing) == (True, 0)
+    link.stop(place)

@@ -258,9 +258,11 @@ class _ToConnection:
 def _hang_up(connection: Connection) -> None:
     """End a connection from another thread: whoever reads it sees its end."""
     with suppress(OSError, ValueError):
-        duplicate = socket.socket(fileno=os.dup(connection.fileno()))
-        with duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
+        same = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=connection.fileno())
+        try:
+            same.shutdown(socket.SHUT_RDWR)
+        finally:
+            same.detach()
 
 
 def read_key(place: Place) -> bytes:

@@ -27,7 +27,7 @@ from typing import Any
 
 from .commands import Reserve, Rollback
 from .desk import Bell, Box, Ticket
-from .errors import InvalidValue, KeeperUnreachable, LedgerClosed, LedgerForked, TokenBudgetError
+from .errors import InvalidValue, KeeperUnreachable, LedgerClosed, LedgerForked, LedgerUnavailable, TokenBudgetError
 from .events import Event
 from .ids import new_id
 from .keeper import read_key
@@ -58,14 +58,12 @@ class Link:
     def __init__(self, place: Place) -> None:
         self.place, self.where, self.origin = place, str(place.file), origin()
         self._pid = os.getpid()
-        self._numbers = 0
-        self._pending: dict[int, Ticket] = {}
+        self._outbox: deque[Ticket] = deque()  # handed in, not yet numbered
+        self._pending: dict[int, Ticket] = {}  # not yet answered
         self._sent_at: dict[int, float] = {}
         self._late: dict[int, Ticket] = {}
-        self._outbox: deque[tuple[int, Ticket]] = deque()
-        self._lock = threading.Lock()
         self._wake, self._needed = Bell(), Bell()
-        self._closing = self._forked = False
+        self._closing = self._gone = self._forked = False
         self._connection: Connection | None = connect(place, "commands")
         self._threads = [
             threading.Thread(target=self._receive, name=f"tokenbudget answers {self.where}", daemon=True),
@@ -76,18 +74,17 @@ class Link:
         _links.add(self)
 
     def submit(self, ticket: Ticket) -> None:
-        """Hand in one command."""
+        """Hand in one command.
+
+        One step in C and no lock: it may be called in a signal handler that cut into itself, and Ctrl-C may come anywhere.
+        """
         if self._closing or self._forked:
             raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
         ticket.desk = self
-        with self._lock:
-            self._numbers += 1
-            number = self._numbers
-            self._pending[number] = ticket  # first: interrupted from here on, its answer still finds it, and is given back
-            self._outbox.append((number, ticket))
+        self._outbox.append(ticket)
         self._wake.ring()
-        if self._connection is None:
-            self._needed.ring()
+        if self._gone:  # closed in between
+            self._turn_away()
 
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a connection of its own."""
@@ -110,22 +107,29 @@ class Link:
     # --- sending ---------------------------------------------------------------------------------------------------------
 
     def _send(self) -> None:
-        """Send all that waits in one message, again and again."""
-        while True:
-            self._wake.wait()
-            if self._closing and not self._outbox:
-                return
+        """Number what was handed in, and send all that waits in one message, again and again."""
+        ready: list[tuple[int, Ticket]] = []
+        number = 0
+        while not (self._closing and not self._outbox):
+            if not self._outbox:
+                self._wake.wait(1.0)
+            while self._outbox and len(ready) < AT_ONCE:
+                number += 1
+                # Pending before it leaves the outbox: at each moment it is seen in one of them.
+                self._pending[number] = self._outbox[0]
+                ready.append((number, self._outbox.popleft()))
             connection = self._connection
             if connection is None:
                 self._needed.ring()
                 continue
-            while self._outbox:
-                batch: list[tuple[int, Ticket]] = []
-                with suppress(IndexError):
-                    while len(batch) < AT_ONCE:
-                        batch.append(self._outbox.popleft())
-                if not self._send_batch(connection, batch):
-                    break
+            ready = [(n, t) for n, t in ready if n in self._pending and n not in self._sent_at]
+            if not ready or self._send_batch(connection, ready):
+                ready = []
+                continue
+            for n, _ in ready:  # they go to the next keeper; sent to it twice is decided once
+                self._sent_at.pop(n, None)
+            if self._connection is not connection:  # and it is there already
+                self._wake.ring()
 
     def _send_batch(self, connection: Connection, batch: list[tuple[int, Ticket]]) -> bool:
         now = time.monotonic()
@@ -151,14 +155,13 @@ class Link:
                 self._give_up_on_silence()
             except (OSError, EOFError, ValueError):
                 self._connection = None
-                connection.close()
+                _shut(connection)  # and closed when nobody holds it: the sending thread may be about to write to it
 
     def _answers(self, answers: Sequence[Sequence[Any]]) -> None:
         boxes: dict[Box, list[Ticket]] = {}
         for number, ok, what in answers:
-            with self._lock:
-                ticket = self._pending.pop(number, None)
-                self._sent_at.pop(number, None)
+            ticket = self._pending.pop(number, None)
+            self._sent_at.pop(number, None)
             if ticket is None:
                 self._too_late(number, ok, what)
                 continue
@@ -174,7 +177,8 @@ class Link:
         """A grant whose caller was told that nobody answers: it is given back."""
         ticket = self._late.pop(number, None)
         if ticket is not None and ok and isinstance(ticket.command, Reserve) and what[0] == ticket.command.id:
-            self.submit(Ticket(Rollback(new_id(), what[0]), ticket.box))
+            with suppress(LedgerUnavailable):  # closing: then its expiry ends it
+                self.submit(Ticket(Rollback(new_id(), what[0]), ticket.box))
 
     def _give_up_on_silence(self) -> None:
         """A keeper that was stopped answers nobody: say so, rather than block a notebook for ever."""
@@ -193,9 +197,8 @@ class Link:
     def _fail(self, numbers: Sequence[int], reason: str) -> None:
         boxes: dict[Box, list[Ticket]] = {}
         for number in numbers:
-            with self._lock:
-                ticket = self._pending.pop(number, None)
-                self._sent_at.pop(number, None)
+            ticket = self._pending.pop(number, None)
+            self._sent_at.pop(number, None)
             if ticket is not None:
                 self._late[number] = ticket
                 ticket.error = KeeperUnreachable(self.where, reason)
@@ -213,9 +216,7 @@ class Link:
         except (TokenBudgetError, OSError) as error:
             self._fail(list(self._pending), str(error))
             return
-        with self._lock:  # what comes from now on is in the outbox
-            unanswered = sorted(self._pending.items())
-            self._outbox.clear()
+        unanswered = sorted(self._pending.copy().items())
         for start in range(0, len(unanswered), AT_ONCE):
             if not self._send_batch(connection, unanswered[start : start + AT_ONCE]):
                 connection.close()
@@ -229,8 +230,9 @@ class Link:
         """Wait for the answers to what was handed in, then hang up."""
         if self._forked or self._closing:
             return
+        self._wake.ring()  # whoever was interrupted in `submit` may not have
         deadline = time.monotonic() + ANSWER_S
-        while time.monotonic() < deadline and any(map(_is_owed, list(self._pending.values()))):
+        while time.monotonic() < deadline and any(map(_is_owed, self._unanswered())):
             time.sleep(0.002)
         self._closing = True
         self._wake.ring()
@@ -243,7 +245,18 @@ class Link:
                 thread.join()
         if self._connection is not None:
             self._connection.close()
+        self._gone = True
+        self._turn_away()
+
+    def _unanswered(self) -> list[Ticket]:
+        return [*self._outbox.copy(), *self._pending.copy().values()]
+
+    def _turn_away(self) -> None:
+        """Nobody sends these any more."""
         left = [self._pending.pop(number) for number in list(self._pending)]
+        with suppress(IndexError):
+            while True:
+                left.append(self._outbox.popleft())
         for ticket in left:
             ticket.error = LedgerClosed(self.where)
             ticket.box.deliver([ticket])
@@ -458,8 +471,13 @@ def _is_owed(ticket: Ticket) -> bool:
 
 
 def _shut(connection: Connection) -> None:
-    with suppress(OSError, ValueError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-        duplicate.shutdown(socket.SHUT_RDWR)
+    """End a connection from another thread than the one that closes it; it takes no file descriptor."""
+    with suppress(OSError, ValueError):
+        same = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=connection.fileno())
+        try:
+            same.shutdown(socket.SHUT_RDWR)
+        finally:
+            same.detach()
 
 
 def _after_fork_in_child() -> None:
