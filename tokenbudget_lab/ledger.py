@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, TypeVar
 from .balance import Balance, balance_of
 from .checks import seconds
 from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudget
-from .decide import Answer
+from .decide import Answer, is_full
 from .desk import Desk, DirectBox, LoopBox, Ticket
 from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, PriceUnknown, WouldDeadlock, money, shown
 from .events import chained, from_detail, to_detail
@@ -193,9 +193,17 @@ class Ledger:
         return Budget(self, name)
 
     def budgets(self, below: str | None = None) -> list[Balance]:
-        """The balance of every budget, or of those at and below one, in order of their names."""
+        """The balance of every budget, or of those at and below one, in order of their names.
+
+        They are of one instant, unless there are thousands: those come in several answers, each of an instant of its own.
+        """
         name = None if below is None else budget_name(below)
-        return [balance_of(answer) for answer in self.ask(ListBudgets(self.new_id(), name))]
+        page = self.ask(ListBudgets(self.new_id(), name))
+        found = [*map(balance_of, page)]
+        while is_full(page):
+            page = self.ask(ListBudgets(self.new_id(), name, page[-1][0]))
+            found += map(balance_of, page)
+        return found
 
     # --- asking ----------------------------------------------------------------------------------------------------------
 
