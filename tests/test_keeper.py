@@ -335,6 +335,35 @@ def test_what_a_keeper_cannot_open_is_the_clients_error(place: Place) -> None:
     assert place.file.read_bytes() == b"not a ledger at all"
 
 
+BROKEN = """if True:
+    import os, sys
+    if "tokenbudget_lab.keeper" in sys.orig_argv:
+        with open(os.environ["STARTS"], "a") as starts:
+            starts.write("x")
+        {how}
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "says", "starts"),
+    [
+        ("import duckdb; duckdb.connect = None", "LedgerUnavailable", "TypeError.*not callable", 1),
+        ("os._exit(3)", "KeeperUnreachable", "ended without a word", 5),
+    ],
+)
+def test_a_keeper_that_cannot_start_says_why_and_is_not_started_for_ever(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, error: str, says: str, starts: int
+) -> None:
+    """Whatever goes wrong is the client's error; where nothing is told, a few attempts are enough."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sitecustomize.py").write_text(BROKEN.format(how=how))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
+    with pytest.raises(getattr(tbl, error), match=says):
+        tbl.connect(place.file)
+    assert len((tmp_path / "starts").read_text()) == starts
+
+
 def test_a_ledger_held_on_another_host_names_it(place: Place) -> None:
     """A shared home directory: the error names the host and points to PostgreSQL."""
     with tbl.connect(place.file, embedded=True):

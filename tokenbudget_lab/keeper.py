@@ -18,12 +18,13 @@ import stat
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import LedgerBusy, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
+from .errors import LedgerBusy, LedgerUnavailable, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from .events import SCHEMA_VERSION
 from .outbox import Numbered, Outbox
 from .place import Place, place_of
@@ -304,6 +305,15 @@ def _say(told: dict[str, Any]) -> None:
         os.close(null)
 
 
+def _named(path: str, error: BaseException) -> TokenBudgetError:
+    if isinstance(error, TokenBudgetError):
+        return error
+    if isinstance(error, OSError):
+        return StoreFailed(str(error))
+    traceback.print_exception(error)  # into its log
+    return LedgerUnavailable(f"the keeper of {path} cannot start: {type(error).__name__}: {error}; its log tells more.")
+
+
 def main(argv: list[str]) -> int:
     """Run a keeper for one path; the process that was started returns at once, its child serves.
 
@@ -320,8 +330,8 @@ def main(argv: list[str]) -> int:
     except LedgerBusy as error:
         _say({"busy": [error.pid, error.host]})
         return 3
-    except (TokenBudgetError, OSError) as error:
-        name, args = error_to_wire(error if isinstance(error, TokenBudgetError) else StoreFailed(str(error)))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it would be the same at the next start
+        name, args = error_to_wire(_named(argv[0], error))
         _say({"error": [name, [a if isinstance(a, int) else str(a) for a in args]]})
         return 1
     signal.signal(signal.SIGTERM, keeper.stop)

@@ -38,6 +38,7 @@ from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_from_wire, pack, to_wire,
 
 CONNECT_S = 20.0
 ANSWER_S = 30.0
+STARTS = 5  # of keepers that end without a word, before it is said
 EMBEDDED_S = 2.0  # how long an owner may look like one without a socket before it is taken for that
 AT_ONCE = 2_000  # commands in one message
 
@@ -319,7 +320,7 @@ def connect(place: Place, purpose: str) -> Connection:
     place.make_folder()
     deadline = time.monotonic() + CONNECT_S
     alone_since: float | None = None
-    pause = 0.005
+    pause, silent = 0.005, 0
     while True:
         connection = find(place, purpose)
         if connection is not None:
@@ -327,6 +328,9 @@ def connect(place: Place, purpose: str) -> Connection:
         started = _start_alone(place)
         if "error" in started:
             raise error_from_wire((started["error"][0], tuple(started["error"][1])))
+        silent += "silent" in started
+        if silent == STARTS:
+            raise KeeperUnreachable(str(place.file), f"it was started {silent} times and ended without a word; see {place.log}")
         if "busy" in started:
             told = place.read_owner()
             now = time.monotonic()
@@ -407,7 +411,7 @@ def _start_alone(place: Place) -> dict[str, Any]:
 
 
 def _start(place: Place) -> dict[str, Any]:
-    """Start a keeper and wait for its first word: `ready`, `busy` (another one is), or `error`."""
+    """Start a keeper and wait for its first word: `ready`, `busy` (another one is), `error`; `silent` where it ends without."""
     package = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
@@ -430,6 +434,8 @@ def _first_word(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     assert process.stdout is not None  # noqa: S101 - it was asked for; tells the type checker
     ready, _, _ = select.select([process.stdout], [], [], CONNECT_S)
     line = process.stdout.readline() if ready else b""
+    if ready and not line:
+        return {"silent": True}
     try:
         told = json.loads(line)
     except ValueError:
