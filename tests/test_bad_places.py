@@ -15,6 +15,7 @@ import duckdb
 import pytest
 
 import tokenbudget_lab as tbl
+from tokenbudget_lab import link
 from tokenbudget_lab.events import SCHEMA_VERSION
 from tokenbudget_lab.place import place_of
 
@@ -311,6 +312,23 @@ def test_a_folder_that_others_may_write_to_is_warned_of(tmp_path: Path, monkeypa
         opened(shared / "spend.duckdb")
     shared.chmod(0o1777)  # sticky, as /tmp is: nobody may replace somebody else's file
     opened(shared / "spend.duckdb")
+
+
+def test_a_folder_that_others_may_write_to_is_warned_of_by_each_client_of_a_keeper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads the keeper's log, and a keeper that runs already was started by somebody less strict."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    path = shared / "spend.duckdb"
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="others may write"):
+            tbl.connect(path).close()
+    monkeypatch.setenv("TOKENBUDGET_STRICT", "1")
+    with pytest.raises(tbl.NotALedger, match="others may write"):
+        tbl.connect(path)
+    link.stop(place_of(path))
 
 
 def test_who_owns_the_file_is_named_to_whoever_comes_second(tmp_path: Path) -> None:

@@ -131,11 +131,14 @@ def test_killed_at_any_moment_of_a_checkpoint_nothing_is_lost(place: Place, mome
         assert not Checkpoint(place).interrupted
 
 
-@pytest.mark.parametrize("how", ["torn", "emptied in the middle", "cut"])
+@pytest.mark.parametrize(("how", "embedded"), [("torn", True), ("emptied in the middle", True), ("cut", True), ("cut", False)])
 def test_a_file_that_a_checkpoint_left_torn_is_restored_from_the_copy(
-    place: Place, caplog: pytest.LogCaptureFixture, how: str
+    place: Place,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+    embedded: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """It says so, and what was found is kept."""
+    """It says so, through a keeper too, and what was found is kept."""
     acknowledged = killed_at(place, "behind the mark")
     data = bytearray(place.file.read_bytes())
     if how == "torn":
@@ -147,10 +150,13 @@ def test_a_file_that_a_checkpoint_left_torn_is_restored_from_the_copy(
         data[12288:] = bytes(len(data) - 12288)
         log_of(place.file).unlink()
     place.file.write_bytes(data)
-    with caplog.at_level(logging.WARNING), tbl.connect(place.file, embedded=True) as ledger:
+    with caplog.at_level(logging.WARNING), tbl.connect(place.file, embedded=embedded) as ledger:
         assert ledger.budget("lab").balance.committed_tokens in (acknowledged, acknowledged + 1)
         ledger.verify()
-    assert "a checkpoint was cut short" in caplog.text
+        assert ledger.damage is None
+    assert caplog.text.count("a checkpoint was cut short") == 1
+    if not embedded:
+        link.stop(place)
     (kept,) = place.folder.glob("broken-*")
     assert (kept / place.file.name).read_bytes() == data
 
@@ -292,6 +298,27 @@ def test_a_backup_overwrites_nothing(ledger: tbl.Ledger, tmp_path: Path) -> None
         with pytest.raises(tbl.InvalidValue):
             ledger.backup(path)
     assert there.read_text() == "mine"
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_there_is_no_backup_of_a_damaged_ledger(place: Place, tmp_path: Path, *, embedded: bool) -> None:
+    """Its heads stay behind, so that the copy would look whole, and verify.
+
+    commit    9 calls
+    cut       the log
+    """
+    with tbl.connect(place.file, embedded=True) as ledger:
+        work(ledger, 9)
+    with log_of(place.file).open("rb+") as cut:
+        cut.truncate(log_of(place.file).stat().st_size - 20)
+    with tbl.connect(place.file, embedded=embedded) as ledger:
+        with pytest.raises(tbl.LedgerDamaged):
+            ledger.backup(tmp_path / "copy.duckdb")
+        assert ledger.budget("lab").balance.committed_tokens > 0
+    assert not (tmp_path / "copy.duckdb").exists()
+    assert not list(place.folder.glob("copy-*"))
+    if not embedded:
+        link.stop(place)
 
 
 def test_there_is_no_backup_of_memory(tmp_path: Path) -> None:

@@ -178,8 +178,21 @@ class Keeper:
             theirs = hello.get("protocol") if isinstance(hello, dict) else 0
             connection.send_bytes(pack((False, error_to_wire(VersionMismatch("protocol", int(theirs or 0), PROTOCOL_VERSION)))))
             return None
-        connection.send_bytes(pack((True, {"pid": os.getpid(), "protocol": PROTOCOL_VERSION, "schema": SCHEMA_VERSION})))
+        connection.send_bytes(pack((True, self._hello(hello))))
         return hello
+
+    def _hello(self, theirs: dict[str, Any]) -> dict[str, Any]:
+        """Who this is, and what its clients have to know of the ledger: an owner in their own process would say the same."""
+        damage, told = self.store.damage, []
+        if theirs.get("purpose") == "commands":  # once, to the first that comes
+            told, self.store.told = self.store.told, []
+        return {
+            "pid": os.getpid(),
+            "protocol": PROTOCOL_VERSION,
+            "schema": SCHEMA_VERSION,
+            "damage": None if damage is None else error_to_wire(damage),
+            "told": told,
+        }
 
     def _serve_commands(self, connection: Connection, origin: Any) -> None:
         outbox = Outbox(connection, origin if isinstance(origin, str) and len(origin) < 4096 else None)  # noqa: PLR2004 - a line about a process

@@ -18,7 +18,17 @@ from .checks import seconds
 from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudget
 from .decide import Answer, is_full
 from .desk import Desk, DirectBox, LoopBox, Ticket
-from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, PriceUnknown, WouldDeadlock, money, shown
+from .errors import (
+    AmountMissing,
+    BudgetExceeded,
+    InvalidValue,
+    LedgerCorrupt,
+    LedgerDamaged,
+    PriceUnknown,
+    WouldDeadlock,
+    money,
+    shown,
+)
 from .events import chained, from_detail, to_detail
 from .handles import Budget
 from .ids import new_id
@@ -412,6 +422,11 @@ class Ledger:
         if state.digest() != digest:
             raise LedgerCorrupt(last, "replaying gives other balances than those in force")
         return Verification(last, head.hex(), digest, open_count)
+
+    @property
+    def damage(self) -> LedgerDamaged | None:
+        """Why this ledger is open for reading only, and what its numbers lack; `None` where nothing is known to be missing."""
+        return self.desk.damage
 
     @property
     def closed(self) -> bool:

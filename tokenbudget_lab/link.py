@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import multiprocessing
 import os
 import select
@@ -19,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
@@ -27,15 +28,25 @@ from typing import Any
 
 from .commands import Reserve, Rollback
 from .desk import Bell, Box, Ticket
-from .errors import InvalidValue, KeeperUnreachable, LedgerClosed, LedgerForked, LedgerUnavailable, TokenBudgetError
+from .errors import (
+    InvalidValue,
+    KeeperUnreachable,
+    LedgerClosed,
+    LedgerDamaged,
+    LedgerForked,
+    LedgerUnavailable,
+    TokenBudgetError,
+)
 from .events import Event
 from .ids import new_id
 from .keeper import read_key
 from .origin import origin
-from .place import Place
+from .place import Place, warn_if_shared
 from .rows import from_arrow, proved
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_from_wire, pack, to_wire, unpack
 
+log = logging.getLogger("tokenbudget_lab")
+Hear = Callable[[dict[str, Any]], None]
 CONNECT_S = 20.0
 ANSWER_S = 30.0
 STARTS = 5  # of keepers that end without a word, before it is said
@@ -65,7 +76,9 @@ class Link:
         self._late: dict[int, Ticket] = {}
         self._wake, self._needed = Bell(), Bell()
         self._closing = self._gone = self._forked = False
-        self._connection: Connection | None = connect(place, "commands")
+        self.damage: LedgerDamaged | None = None
+        warn_if_shared(place.file.parent)
+        self._connection: Connection | None = connect(place, "commands", self._hear)
         self._threads = [
             threading.Thread(target=self._receive, name=f"tokenbudget answers {self.where}", daemon=True),
             threading.Thread(target=self._send, name=f"tokenbudget commands {self.where}", daemon=True),
@@ -93,7 +106,7 @@ class Link:
 
         if self._closing or self._forked:
             raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
-        connection = connect(self.place, "rows")
+        connection = connect(self.place, "rows", self._hear)
         connection.send_bytes(pack((None if columns is None else tuple(columns), upto)))
         return pa.ipc.open_stream(pa.PythonFile(_FromConnection(connection), mode="r"))
 
@@ -213,7 +226,7 @@ class Link:
             self._needed.wait(0.5)
             return
         try:
-            connection = connect(self.place, "commands")
+            connection = connect(self.place, "commands", self._hear)
         except (TokenBudgetError, OSError) as error:
             self._fail(list(self._pending), str(error))
             return
@@ -224,6 +237,15 @@ class Link:
                 return
         self._connection = connection
         self._wake.ring()
+
+    def _hear(self, hello: dict[str, Any]) -> None:
+        """What the keeper found when it opened the file: said here too, because nobody reads the keeper's log."""
+        for text in hello["told"]:
+            log.warning("%s", text)
+        before, damage = self.damage, None if hello["damage"] is None else error_from_wire(hello["damage"])
+        self.damage = damage if isinstance(damage, LedgerDamaged) else None
+        if self.damage is not None and (before is None or before.args != self.damage.args):
+            log.warning("%s", self.damage)
 
     # --- the end ---------------------------------------------------------------------------------------------------------
 
@@ -307,8 +329,13 @@ class _FromConnection(io.RawIOBase):
         super().close()
 
 
-def connect(place: Place, purpose: str) -> Connection:
+def connect(place: Place, purpose: str, hear: Hear | None = None) -> Connection:
     """A connection to the ledger's keeper, which is started when there is none.
+
+    Args:
+        place: where the ledger lives.
+        purpose: `commands` or `rows`.
+        hear: is told what the keeper says of itself and the ledger.
 
     Raises:
         KeeperUnreachable: it does not come up in time.
@@ -322,7 +349,7 @@ def connect(place: Place, purpose: str) -> Connection:
     alone_since: float | None = None
     pause, silent = 0.005, 0
     while True:
-        connection = find(place, purpose)
+        connection = find(place, purpose, hear)
         if connection is not None:
             return connection
         started = _start_alone(place)
@@ -332,19 +359,20 @@ def connect(place: Place, purpose: str) -> Connection:
         if silent == STARTS:
             raise KeeperUnreachable(str(place.file), f"it was started {silent} times and ended without a word; see {place.log}")
         if "busy" in started:
-            told = place.read_owner()
-            now = time.monotonic()
-            alone_since = (alone_since or now) if told.get("role") != "keeper" else None
+            role, now = place.read_owner().get("role"), time.monotonic()
+            alone_since = (alone_since or now) if role not in ("keeper", "recovery") else None  # which are over soon
             if alone_since is not None and now - alone_since > EMBEDDED_S:
                 raise place.busy("That process opened it with embedded=True; close it there.")
+            if role == "recovery" and now > deadline:
+                raise place.busy("")
         if time.monotonic() > deadline:
             raise KeeperUnreachable(str(place.file), f"none came up within {CONNECT_S:g} s; see {place.log}")
         time.sleep(pause)
         pause = min(pause * 1.5, 0.05)
 
 
-def find(place: Place, purpose: str) -> Connection | None:
-    """A connection to a keeper that is there, or `None`.
+def find(place: Place, purpose: str, hear: Hear | None = None) -> Connection | None:
+    """A connection to a keeper that is there, or `None`; takes what `connect` takes.
 
     Raises:
         VersionMismatch: it speaks another protocol.
@@ -361,7 +389,7 @@ def find(place: Place, purpose: str) -> Connection | None:
         deliver_challenge(connection, key)
         connection.send_bytes(pack({"protocol": PROTOCOL_VERSION, "purpose": purpose, "origin": origin()}))
         ok, what = unpack(connection.recv_bytes(65_536))
-        if purpose == "commands":  # whose reader looks before it reads, and may look for hours
+        if purpose != "rows":  # whose reader looks before it reads, and may look for hours
             _be_patient(connection, 0)
     except BlockingIOError as error:
         connection.close()
@@ -372,6 +400,8 @@ def find(place: Place, purpose: str) -> Connection | None:
     if not ok:
         connection.close()
         raise error_from_wire(what)
+    if hear is not None:
+        hear(what)
     return connection
 
 
@@ -446,7 +476,7 @@ def _first_word(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 def status(place: Place) -> dict[str, Any]:
     """What is known of a ledger's owner: `running`, and its pid, host, role and socket."""
     told = place.read_owner()
-    connection = find(place, "commands") if told.get("socket") else None
+    connection = find(place, "status") if told.get("socket") else None
     if connection is not None:
         connection.close()
     return {"path": str(place.file), "running": connection is not None, **told}
@@ -458,7 +488,7 @@ def stop(place: Place, timeout_s: float = 10.0) -> bool:
     Returns:
         Whether there was one, and it is gone.
     """
-    connection = find(place, "commands") if place.read_owner().get("socket") else None
+    connection = find(place, "stop") if place.read_owner().get("socket") else None
     if connection is None:
         return False
     connection.send_bytes(pack(("stop",)))

@@ -102,6 +102,8 @@ class Place:
         """The error that names the owner."""
         told = self.read_owner()
         host = told.get("host")
+        if told.get("role") == "recovery":
+            advice = "That process is recovering it; try again when it is done."
         if host and host != socket.gethostname():
             advice = "A DuckDB file belongs to one machine at a time; for several machines use a postgresql:// ledger."
         return LedgerBusy(str(self.file), told.get("pid"), host, advice)

@@ -133,6 +133,11 @@ class Writer:
         self.decisions = Decisions(state, self.ids)
         self._broken = False
 
+    @property
+    def damage(self) -> LedgerDamaged | None:
+        """Why nothing is written."""
+        return self.store.damage
+
     def submit(self, ticket: Ticket) -> None:
         """Hand in one command."""
         if self._closing or self._forked:
@@ -311,7 +316,7 @@ class Writer:
             proves = type(ticket.command) is GetHead and not isinstance(stopped, LedgerDamaged)
             if type(ticket.command) in _READS or proves:
                 self._answer(ticket, self.decisions.state.ts)
-            elif type(ticket.command) is CopyFile:
+            elif type(ticket.command) is CopyFile and not isinstance(stopped, LedgerDamaged):  # a copy of damage looks whole
                 self._do(ticket, self.decisions.state.ts)
             else:
                 ticket.error = stopped

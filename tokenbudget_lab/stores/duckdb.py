@@ -63,12 +63,13 @@ class DuckDBStore:
 
     Args:
         place: where it lives.
-        role: what this process is: `embedded`, or the `keeper`.
+        role: what this process is: `embedded`, the `keeper`, or in the middle of a `recovery`.
         accept_loss: go on without acknowledged events that the file has lost.
 
     Attributes:
         damage: why it is open for reading only.
         loss: what was given up, until it stands in the log.
+        told: what opening it put right by itself, for whoever asked for it to be opened.
 
     Raises:
         LedgerBusy: another process owns the file.
@@ -76,10 +77,13 @@ class DuckDBStore:
         VersionMismatch: a newer package made it.
     """
 
-    def __init__(self, place: Place, *, role: Literal["embedded", "keeper"] = "embedded", accept_loss: bool = False) -> None:
+    def __init__(
+        self, place: Place, *, role: Literal["embedded", "keeper", "recovery"] = "embedded", accept_loss: bool = False
+    ) -> None:
         self.place, self.where = place, str(place.file)
         self.damage: LedgerDamaged | None = None
         self.loss: Loss | None = None
+        self.told: list[str] = []
         self._accept_loss, self._checkpoint, self._transactions = accept_loss, Checkpoint(place), 0
         self._snapped = 0  # `seq` of the snapshot
         self._pid = os.getpid()
@@ -154,9 +158,10 @@ class DuckDBStore:
                 con.close()
             kept = self._checkpoint.restore(keep=found is not None)
             if kept is not None:
-                log.warning(
-                    "%s: a checkpoint was cut short; the copy made before it is back, what was found is in %s", self.where, kept
+                self.told.append(
+                    f"{self.where}: a checkpoint was cut short; the copy made before it is back, what was found is in {kept}"
                 )
+                log.warning("%s", self.told[-1])
             con, found = self._look(head)
             self._checkpoint.end()
         if found is not None:
