@@ -557,8 +557,8 @@ class FailingStore:
     def tend(self, state: fold.State) -> None:
         self.inner.tend(state)
 
-    def copy(self, name: str) -> str:
-        return self.inner.copy(name)
+    def copy(self) -> str:
+        return self.inner.copy()
 
     def reopen(self) -> None:
         if self.shut:

@@ -342,7 +342,7 @@ class Writer:
         state = self.decisions.state
         for ticket in tickets:
             try:
-                ticket.answer = (self.store.copy(ticket.command.id), state.seq, state.head)
+                ticket.answer = (self.store.copy(), state.seq, state.head)
             except TokenBudgetError as error:
                 ticket.error = error
         return tickets

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
@@ -27,7 +28,7 @@ from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, Versi
 from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
 from ..place import Place, check_content, warn_if_shared
-from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, put_back, rewrite_log
+from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, new_folder, put_back, rewrite_log
 from ..rows import COLUMNS, PLAIN, from_arrow, from_plain, proved, to_batch, to_row
 from ..state import State
 from ..store import Loss
@@ -52,6 +53,7 @@ _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa
 CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", "10000"))  # half a second to replay
 CHECKPOINT_LOG = 64 * 2**20  # bytes, or a tenth of the file where that is more
 _DAMAGE = re.compile(r"checksum|corrupt|WAL|replay|serializ|not a valid DuckDB|block|header|enough bytes", re.IGNORECASE)
+LEFT_OVER_S = 24 * 3600.0  # after which nobody is at work on a copy any more
 SNAPSHOT_EVENTS = 10_000  # behind the last snapshot, at closing
 MANY = 150  # from here on an Arrow batch is cheaper than the appender, and leaves the interpreter free while it is written
 
@@ -406,9 +408,13 @@ class DuckDBStore:
             return size > CHECKPOINT_LOG and size > self.place.file.stat().st_size // 10
         return False
 
-    def copy(self, name: str) -> str:
-        """A copy of file and log, in a new folder beside the ledger."""
-        return str(copy_aside(self.place, self.place.folder / f"copy-{name}") / self.place.file.name)
+    def copy(self) -> str:
+        """A copy of file and log, in a new folder beside the ledger; those of backups that were killed long ago are removed."""
+        for old in self.place.folder.glob("copy-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - old.stat().st_mtime > LEFT_OVER_S:
+                    shutil.rmtree(old)
+        return str(copy_aside(self.place, new_folder(self.place, "copy")) / self.place.file.name)
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of these entries and commands, in order."""
