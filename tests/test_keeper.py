@@ -21,9 +21,11 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tokenbudget_lab import link
+from tokenbudget_lab.commands import Command, Record, Reserve
+from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.keeper import read_key
 from tokenbudget_lab.place import Place, place_of
-from tokenbudget_lab.wire import pack, unpack
+from tokenbudget_lab.wire import pack, to_wire, unpack
 
 pytestmark = pytest.mark.xdist_group("keeper")  # one after the other: each of them starts processes
 WORKER = Path(__file__).with_name("keeper_worker.py")
@@ -381,6 +383,38 @@ def test_stop_makes_the_keeper_leave_and_the_next_call_starts_another(place: Pla
         assert link.stop(place)
         assert lab.balance.left_usd == 1
         assert owner_pid(place) != before
+
+
+def test_what_a_client_that_hung_up_asked_for_is_not_held_and_what_it_spent_counts(place: Place) -> None:
+    """It was read late, by a keeper that was stopped meanwhile.
+
+    stop      the keeper
+    reserve   0.90     by a client that hangs up before the keeper goes on
+    record    0.05     by the same
+    """
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        connection = link.find(place, "commands")
+        assert connection is not None
+        os.kill(owner_pid(place), signal.SIGSTOP)
+        asked: list[Command] = [
+            Reserve(ledger.new_id(), "lab", 9 * 10**11, None, None, 600_000_000, "count"),
+            Record(ledger.new_id(), "lab", 5 * 10**10, None, None, "measured"),
+        ]
+        connection.send_bytes(pack(tuple(to_wire(n, command) for n, command in enumerate(asked))))
+        connection.close()
+        os.kill(owner_pid(place), signal.SIGCONT)
+        until(lambda: lab.balance.committed_usd == Decimal("0.05"))
+        assert lab.balance.reserved_usd == 0
+
+
+def test_a_hold_is_not_decided_for_who_hung_up_while_it_waited_for_the_writer() -> None:
+    box = DirectBox(None)
+    box.closed = True  # as a connection's is when its client is gone
+    with tbl.connect(":memory:") as ledger:
+        lab = ledger.budget("lab", usd=1)
+        ledger.desk.submit(Ticket(Reserve(ledger.new_id(), "lab", 10**12, None, None, 600_000_000, "release"), box))
+        assert lab.balance.reserved_usd == 0
 
 
 def test_copying_and_hashing_the_file_while_it_is_used_harms_nothing(place: Place) -> None:

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .commands import Reserve
 from .errors import LedgerBusy, LedgerUnavailable, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from .events import SCHEMA_VERSION
 from .outbox import Numbered, Outbox
@@ -202,7 +203,10 @@ class Keeper:
                 if message == ("stop",):
                     self.stop()
                     continue
-                self.writer.submit_all([Numbered(*from_wire(item), outbox) for item in message])
+                tickets = [Numbered(*from_wire(item), outbox) for item in message]
+                if outbox.gone:  # read late, by a keeper that was stopped: nobody would end what is held for nobody
+                    tickets = [ticket for ticket in tickets if not isinstance(ticket.command, Reserve)]
+                self.writer.submit_all(tickets)
         except TokenBudgetError:
             pass  # leaving: the client elects another keeper and sends again
         finally:

@@ -41,7 +41,7 @@ from .events import Event
 from .ids import new_id
 from .keeper import read_key
 from .origin import origin
-from .place import Place, warn_if_shared
+from .place import Place, out_of_files, warn_if_shared
 from .rows import from_arrow, proved
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_from_wire, pack, to_wire, unpack
 
@@ -352,7 +352,11 @@ def connect(place: Place, purpose: str, hear: Hear | None = None) -> Connection:
         connection = find(place, purpose, hear)
         if connection is not None:
             return connection
-        started = _start_alone(place)
+        try:
+            started = _start_alone(place)
+        except OSError as error:
+            where = str(place.file)
+            raise out_of_files(where, error) or KeeperUnreachable(where, f"it cannot be started ({error})") from error
         if "error" in started:
             raise error_from_wire((started["error"][0], tuple(started["error"][1])))
         silent += "silent" in started

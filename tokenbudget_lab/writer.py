@@ -243,6 +243,8 @@ class Writer:
         return min(max((min(alarms) - self.clock_ns() // 1000) / 1e6, 0.001), 3600.0)
 
     def _work(self, batch: list[Ticket]) -> None:
+        # A hold for who has hung up would stand in the way, or count, and nobody has sent that call; what was spent counts.
+        batch = [ticket for ticket in batch if not (ticket.box.closed and type(ticket.command) is Reserve)]
         stopped = self._stopped(batch)
         self._halted = stopped is not None
         if stopped is not None:

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import snapshots
 from ..desk import Latch, finish
-from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, VersionMismatch
+from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
-from ..place import Place, check_content, warn_if_shared
+from ..place import Place, check_content, out_of_files, warn_if_shared
 from ..recovery import Checkpoint, copy_aside, copy_once, cut_log, log_of, new_folder, put_back, rewrite_log
 from ..rows import COLUMNS, PLAIN, from_arrow, from_plain, proved, to_batch, to_row
 from ..state import State
@@ -92,18 +92,24 @@ class DuckDBStore:
         self._reading = threading.Lock()
         place.make_folder()
         warn_if_shared(place.file.parent)
+        try:
+            self._own(role)
+        except TokenBudgetError as error:
+            raise out_of_files(self.where, error) or error from error.__cause__
+        _open_stores.add(self)
+
+    def _own(self, role: str) -> None:
         self._lock = self._acquire()
         try:
-            place.write_owner(role=role)
-            self._heads = Heads(place.heads)
+            self.place.write_owner(role=role)
+            self._heads = Heads(self.place.heads)
             self._undisturbed(self._open)
         except OSError as error:
             self._lock.release()
-            raise StoreFailed(f"{place.folder}: {error}") from error
+            raise StoreFailed(f"{self.place.folder}: {error}") from error
         except BaseException:
             self._lock.release()
             raise
-        _open_stores.add(self)
 
     def _undisturbed(self, work: Callable[[], None]) -> None:
         """Run in a thread of its own: in the main thread Ctrl-C would end DuckDB's work somewhere in the middle.
@@ -494,6 +500,8 @@ def _is_damage(error: duckdb.Error) -> bool:
     """Whether DuckDB could get at the file and did not like what it found: no lock, permission or disk was in the way."""
     import duckdb
 
+    if out_of_files("", error):  # said of the log, it would look like damage
+        return False
     return not isinstance(error, duckdb.IOException) or bool(_DAMAGE.search(str(error)))
 
 
