@@ -370,9 +370,9 @@ def connect(place: Place, purpose: str, hear: Hear | None = None) -> Connection:
             if role == "recovery" and now > deadline:
                 raise place.busy("")
         if time.monotonic() > deadline:
-            raise KeeperUnreachable(str(place.file), f"none came up within {CONNECT_S:g} s; see {place.log}")
+            raise KeeperUnreachable(str(place.file), f"none came up, or had room, within {CONNECT_S:g} s; see {place.log}")
         time.sleep(pause)
-        pause = min(pause * 1.5, 0.05)
+        pause = min(pause * 1.5, 0.5 if "busy" in started else 0.05)  # one that has no room is asked less and less often
 
 
 def find(place: Place, purpose: str, hear: Hear | None = None) -> Connection | None:
