@@ -125,24 +125,22 @@ class Link:
         ready: list[tuple[int, Ticket]] = []
         number = 0
         while not (self._closing and not self._outbox):
-            if not self._outbox:
-                self._wake.wait(1.0)
-            while self._outbox and len(ready) < AT_ONCE:
+            self._wake.wait(1.0)
+            for _ in range(len(self._outbox)):
                 number += 1
                 # Pending before it leaves the outbox: at each moment it is seen in one of them.
                 self._pending[number] = self._outbox[0]
                 ready.append((number, self._outbox.popleft()))
+            ready = [(n, t) for n, t in ready if n in self._pending and n not in self._sent_at]
             connection = self._connection
             if connection is None:
                 self._needed.ring()
                 continue
-            ready = [(n, t) for n, t in ready if n in self._pending and n not in self._sent_at]
-            if not ready or self._send_batch(connection, ready):
-                ready = []
-                continue
-            for n, _ in ready:  # they go to the next keeper; sent to it twice is decided once
+            while ready and self._send_batch(connection, ready[:AT_ONCE]):
+                del ready[:AT_ONCE]
+            for n, _ in ready[:AT_ONCE]:  # they go to the next keeper; sent to it twice is decided once
                 self._sent_at.pop(n, None)
-            if self._connection is not connection:  # and it is there already
+            if ready and self._connection is not connection:  # and it is there already
                 self._wake.ring()
 
     def _send_batch(self, connection: Connection, batch: list[tuple[int, Ticket]]) -> bool:
@@ -276,7 +274,7 @@ class Link:
 
     def _turn_away(self) -> None:
         """Nobody sends these any more."""
-        left = [self._pending.pop(number) for number in list(self._pending)]
+        left = [ticket for number in list(self._pending) if (ticket := self._pending.pop(number, None)) is not None]
         with suppress(IndexError):
             while True:
                 left.append(self._outbox.popleft())
