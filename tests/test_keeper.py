@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 import tokenbudget_lab as tbl
-from tokenbudget_lab import link
-from tokenbudget_lab.commands import Command, Record, Reserve
+from tokenbudget_lab import keeper, link, outbox
+from tokenbudget_lab.commands import Command, ListBudgets, Record, Reserve
 from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.keeper import read_key
 from tokenbudget_lab.place import Place, place_of
@@ -219,6 +219,38 @@ def test_a_client_without_the_key_gets_nowhere_and_disturbs_nobody(place: Place)
         assert silent.recv(4096) == b""  # and then, two seconds later, the end
         silent.close()
         loud.close()
+
+
+def test_a_client_that_was_hung_up_on_is_answered_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It connects again, sends again, and everything is decided once.
+
+    ask       for 200 budgets, twenty times, and read no answer
+    record    1.00
+    read      again, when the keeper has hung up
+    """
+    monkeypatch.setattr(outbox, "MAX_BACKLOG", 100_000)
+    monkeypatch.setattr(keeper, "SEND_BUFFER", 4096)
+    serving = keeper.Keeper(place)
+    server = threading.Thread(target=serving.serve)
+    server.start()
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=10)
+        for n in range(200):
+            ledger.budget(f"lab/{n}", usd=1)
+        gate, answers = threading.Event(), link.Link._answers
+        monkeypatch.setattr(link.Link, "_answers", lambda self, told: (gate.wait(30), answers(self, told)))
+        asked = [Ticket(ListBudgets(ledger.new_id()), DirectBox(None)) for _ in range(20)]
+        for ticket in asked:
+            ledger.desk.submit(ticket)
+            time.sleep(0.01)
+        receipt = lab.record(usd=1)
+        until(lambda: not serving._connections)
+        gate.set()
+        assert all(ticket.wait(20) and len(ticket.outcome()) == 201 for ticket in asked)
+        receipt.result()
+        assert lab.balance.committed_usd == 1
+    serving.stop()
+    server.join()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="another process's limits are Linux's to set")
