@@ -221,18 +221,28 @@ def test_a_client_without_the_key_gets_nowhere_and_disturbs_nobody(place: Place)
         loud.close()
 
 
-def test_a_client_that_was_hung_up_on_is_answered_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def serving(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[keeper.Keeper]:
+    """A keeper in a thread of this process, with small buffers, so that it can be watched."""
+    monkeypatch.setattr(outbox, "MAX_BACKLOG", 100_000)
+    monkeypatch.setattr(keeper, "SEND_BUFFER", 4096)
+    serving = keeper.Keeper(place)
+    server = threading.Thread(target=serving.serve)
+    server.start()
+    yield serving
+    serving.stop()
+    server.join()
+
+
+def test_a_client_that_was_hung_up_on_is_answered_all_the_same(
+    place: Place, serving: keeper.Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It connects again, sends again, and everything is decided once.
 
     ask       for 200 budgets, twenty times, and read no answer
     record    1.00
     read      again, when the keeper has hung up
     """
-    monkeypatch.setattr(outbox, "MAX_BACKLOG", 100_000)
-    monkeypatch.setattr(keeper, "SEND_BUFFER", 4096)
-    serving = keeper.Keeper(place)
-    server = threading.Thread(target=serving.serve)
-    server.start()
     with tbl.connect(place.file) as ledger:
         lab = ledger.budget("lab", usd=10)
         for n in range(200):
@@ -249,8 +259,25 @@ def test_a_client_that_was_hung_up_on_is_answered_all_the_same(place: Place, mon
         assert all(ticket.wait(20) and len(ticket.outcome()) == 201 for ticket in asked)
         receipt.result()
         assert lab.balance.committed_usd == 1
-    serving.stop()
-    server.join()
+
+
+def test_a_keeper_without_a_thread_left_goes_on(place: Place, serving: keeper.Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who could not be let in tries again; who is there is served."""
+    start, failures = threading.Thread.start, iter(range(3))
+
+    def fails(thread: threading.Thread) -> None:
+        if thread.name == "tokenbudget client" and next(failures, None) is not None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        monkeypatch.setattr(threading.Thread, "start", fails)
+        with tbl.connect(place.file) as other:
+            assert other.budget("lab").balance.left_usd == 1
+        assert next(failures, None) is None
+        until(lambda: len(serving._connections) == 1)
+        lab.record(usd=1).result()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="another process's limits are Linux's to set")

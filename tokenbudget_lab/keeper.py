@@ -141,7 +141,7 @@ class Keeper:
         with suppress(FileNotFoundError):
             Path(self.address).unlink()
         for connection in list(self._connections):
-            _hang_up(connection)
+            hang_up(connection)
 
     # --- one client ----------------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class Keeper:
         """Let in who knows the key and speaks this protocol; two seconds for all of it."""
         import multiprocessing
 
-        late = threading.Timer(HANDSHAKE_S, _hang_up, [connection])
+        late = threading.Timer(HANDSHAKE_S, hang_up, [connection])
         late.daemon = True
         late.start()
         try:
@@ -273,8 +273,8 @@ class _ToConnection:
         self.flush()
 
 
-def _hang_up(connection: Connection) -> None:
-    """End a connection from another thread: whoever reads it sees its end."""
+def hang_up(connection: Connection) -> None:
+    """End a connection from another thread than the one that closes it: whoever reads it sees its end. Takes no descriptor."""
     with suppress(OSError, ValueError):
         same = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=connection.fileno())
         try:

@@ -39,7 +39,7 @@ from .errors import (
 )
 from .events import Event
 from .ids import new_id
-from .keeper import read_key
+from .keeper import hang_up, read_key
 from .origin import origin
 from .place import Place, out_of_files, warn_if_shared
 from .rows import from_arrow, proved
@@ -167,7 +167,7 @@ class Link:
                 self._give_up_on_silence()
             except (OSError, EOFError, ValueError):
                 self._connection = None
-                _shut(connection)  # and closed when nobody holds it: the sending thread may be about to write to it
+                hang_up(connection)  # and closed when nobody holds it: the sending thread may be about to write to it
 
     def _answers(self, answers: Sequence[Sequence[Any]]) -> None:
         boxes: dict[Box, list[Ticket]] = {}
@@ -260,7 +260,7 @@ class Link:
         self._needed.ring()
         me = threading.current_thread()
         if self._connection is not None:
-            _shut(self._connection)
+            hang_up(self._connection)
         for thread in self._threads:
             if thread is not me:
                 thread.join()
@@ -506,16 +506,6 @@ def stop(place: Place, timeout_s: float = 10.0) -> bool:
 def _is_owed(ticket: Ticket) -> bool:
     """Whether somebody still waits for this answer, and not in line."""
     return not ticket.abandoned and not getattr(ticket.command, "wait", 0)
-
-
-def _shut(connection: Connection) -> None:
-    """End a connection from another thread than the one that closes it; it takes no file descriptor."""
-    with suppress(OSError, ValueError):
-        same = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=connection.fileno())
-        try:
-            same.shutdown(socket.SHUT_RDWR)
-        finally:
-            same.detach()
 
 
 def _after_fork_in_child() -> None:
