@@ -29,6 +29,7 @@ from tokenbudget_lab import commands as ask
 from tokenbudget_lab import errors
 from tokenbudget_lab.accounts import Account, Node, Totals
 from tokenbudget_lab.commands import Command
+from tokenbudget_lab.decide import is_full
 from tokenbudget_lab.desk import Box, Desk, Ticket
 from tokenbudget_lab.errors import LedgerCorrupt, Refused
 from tokenbudget_lab.events import Event, from_detail
@@ -93,6 +94,11 @@ class Recording:
     def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
         """As the desk has them."""
         return self._desk.proved(upto)
+
+    @property
+    def damage(self) -> errors.LedgerDamaged | None:
+        """As the desk says."""
+        return self._desk.damage
 
     def close(self) -> None:
         """All answers are there then."""
@@ -448,7 +454,9 @@ class History:
 
     def _list_budgets(self, c: ask.ListBudgets, answer: Any) -> bool:
         names = [name for name in sorted(self.state.nodes) if c.below is None or f"{name}/".startswith(f"{c.below}/")]
-        return [balance[0] for balance in answer] == names and all(map(self._balance, answer))
+        names = [name for name in names if c.after is None or name > c.after]
+        whole = len(answer) == len(names) or is_full(answer)
+        return whole and [balance[0] for balance in answer] == names[: len(answer)] and all(map(self._balance, answer))
 
     def _balance(self, answer: Any) -> bool:
         """Whether a balance is the one that the fold has here; and nothing is held whose time is over."""

@@ -317,6 +317,60 @@ def test_a_folder_that_others_may_write_to_is_warned_of(tmp_path: Path, monkeypa
     opened(shared / "spend.duckdb")
 
 
+def test_a_folder_that_others_may_write_to_is_warned_of_by_each_client_of_a_keeper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads the keeper's log, and a keeper that runs already was started by somebody less strict."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    path = shared / "spend.duckdb"
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="others may write"):
+            tbl.connect(path).close()
+    monkeypatch.setenv("TOKENBUDGET_STRICT", "1")
+    with pytest.raises(tbl.NotALedger, match="others may write"):
+        tbl.connect(path)
+    link.stop(place_of(path))
+
+
+TOO_MANY_FILES = """if True:
+    import os, resource, sys
+    import tokenbudget_lab as tbl
+    from tokenbudget_lab import link
+    from tokenbudget_lab.place import place_of
+    path, more, embedded = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "embedded"
+    with tbl.connect(path, embedded=embedded) as ledger:  # everything is imported once
+        ledger.budget("lab", usd=1)
+    if not embedded:
+        link.stop(place_of(path))
+    handles = [os.open("/dev/null", os.O_RDONLY) for _ in range(60)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(handles) + 1 + more, 4096))
+    try:
+        tbl.connect(path, embedded=embedded).close()
+        print("opened")
+    except tbl.TokenBudgetError as error:
+        print(type(error).__name__, error)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("how", ["embedded", "keeper"])
+def test_too_many_open_files_are_named_as_that(tmp_path: Path, how: str) -> None:
+    """With as many left as it takes to get a little further each time: the lock, the owner, the heads, the file, its log."""
+    path = tmp_path / "spend.duckdb"
+    ends = []
+    for more in range(8):
+        command = [sys.executable, "-c", TOO_MANY_FILES, str(path), str(more), how]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        ends.append(done.stdout)
+    refused = [end for end in ends if end != "opened\n"]
+    assert refused
+    assert all(end.startswith("LedgerUnavailable") and "too many files are open" in end for end in refused), refused
+    assert not list(tmp_path.glob("spend.duckdb.d/damaged-*"))
+    link.stop(place_of(path))
+
+
 def test_who_owns_the_file_is_named_to_whoever_comes_second(tmp_path: Path) -> None:
     """And is not disturbed."""
     with tbl.connect(tmp_path / "spend.duckdb", embedded=True) as ledger:

@@ -8,6 +8,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.conftest import Home, Log
+from tokenbudget_lab import decide
 from tokenbudget_lab.commands import CloseBudget, GetBudget, SetBudget, SetLimit
 from tokenbudget_lab.events import from_detail
 
@@ -146,6 +147,23 @@ def test_budgets_are_listed_by_name_all_or_below_one(ledger: tbl.Ledger) -> None
     assert [b.budget for b in ledger.budgets("lab/a")] == ["lab/a", "lab/a/x"]
     with pytest.raises(tbl.UnknownBudget):
         ledger.budgets("lav")
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 4, 7, 10, 16, 17, 18])
+def test_more_budgets_than_one_answer_holds_are_listed_all_the_same(
+    ledger: tbl.Ledger, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """Each once and in order, wherever an answer ends.
+
+    lab       a budget, and two below it
+    other     a budget, and two below it
+    """
+    names = ["lab", "lab/a", "lab/b", "other", "other/a", "other/b"]
+    for name in names:
+        ledger.budget(name, limits=[tbl.Limit(usd=1), tbl.Limit(tokens=10, window="day")])
+    monkeypatch.setattr(decide, "PAGE", page)
+    assert [b.budget for b in ledger.budgets()] == names
+    assert [b.budget for b in ledger.budgets("other")] == names[3:]
 
 
 def test_left_is_what_the_tightest_limit_on_the_way_up_leaves(ledger: tbl.Ledger) -> None:

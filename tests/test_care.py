@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -160,11 +161,17 @@ def test_killed_at_any_moment_of_a_checkpoint_nothing_is_lost(place: Place, mome
         assert not Checkpoint(place).interrupted
 
 
-@pytest.mark.parametrize("how", ["torn", "emptied in the middle", "cut", "without a header"])
+@pytest.mark.parametrize(
+    ("how", "embedded"),
+    [("torn", True), ("emptied in the middle", True), ("cut", True), ("cut", False), ("without a header", True)],
+)
 def test_a_file_that_a_checkpoint_left_torn_is_restored_from_the_copy(
-    place: Place, caplog: pytest.LogCaptureFixture, how: str
+    place: Place,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+    embedded: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """It says so, and what was found is kept."""
+    """It says so, through a keeper too, and what was found is kept."""
     acknowledged = killed_at(place, "behind the mark")
     data = bytearray(place.file.read_bytes())
     if how == "torn":
@@ -178,11 +185,14 @@ def test_a_file_that_a_checkpoint_left_torn_is_restored_from_the_copy(
         data[12288:] = bytes(len(data) - 12288)
         log_of(place.file).unlink()
     place.file.write_bytes(data)
-    with caplog.at_level(logging.WARNING), tbl.connect(place.file, embedded=True) as ledger:
+    with caplog.at_level(logging.WARNING), tbl.connect(place.file, embedded=embedded) as ledger:
         assert ledger.budget("lab").balance.committed_tokens in (acknowledged, acknowledged + 1)
         ledger.verify()
         checked(ledger, told_of(place))
-    assert "a checkpoint was cut short" in caplog.text
+        assert ledger.damage is None
+    assert caplog.text.count("a checkpoint was cut short") == 1
+    if not embedded:
+        link.stop(place)
     (kept,) = place.folder.glob("broken-*")
     assert (kept / place.file.name).read_bytes() == data
 
@@ -327,7 +337,6 @@ def test_a_backup_whose_keeper_is_killed_is_made_by_the_next(
         os.kill(owner_pid(place), signal.SIGKILL)
         backup.join(30)
         assert made == [tmp_path / "copy.duckdb"]
-        assert not list(place.folder.glob("copy-*/*.duckdb"))
     link.stop(place)
     with tbl.connect(made[0], embedded=True) as copy:
         assert copy.budget("lab").balance.committed_tokens == 1
@@ -460,6 +469,124 @@ def test_a_backup_overwrites_nothing(ledger: tbl.Ledger, tmp_path: Path) -> None
         with pytest.raises(tbl.InvalidValue):
             ledger.backup(path)
     assert there.read_text() == "mine"
+
+
+def test_a_backup_needs_no_hard_links(ledger: tbl.Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sticks and network shares have none."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    with tbl.connect(ledger.backup(tmp_path / "copy.duckdb"), embedded=True) as copy:
+        copy.verify()
+
+
+def test_a_backup_writes_through_no_link(ledger: tbl.Ledger, tmp_path: Path) -> None:
+    """Whatever name somebody prepared in a shared folder: the target's, or one that a draft might have."""
+    (tmp_path / "precious.txt").write_text("thesis")
+    for name in ("copy.duckdb", f".copy.duckdb.{os.getpid()}", f".other.duckdb.{os.getpid()}"):
+        (tmp_path / name).symlink_to(tmp_path / "precious.txt")
+    (tmp_path / "nowhere.duckdb").symlink_to(tmp_path / "nothing")
+    for name in ("copy.duckdb", "nowhere.duckdb"):
+        with pytest.raises(tbl.InvalidValue, match="there already"):
+            ledger.backup(tmp_path / name)
+    ledger.backup(tmp_path / "other.duckdb")
+    assert (tmp_path / "precious.txt").read_text() == "thesis"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_backup_that_fails_leaves_nothing(ledger: tbl.Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither half a file nor the copy that it was to be made from."""
+
+    def full(_: object, made: BinaryIO, length: int) -> None:
+        made.write(bytes(length))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(tbl.StoreFailed, match="No space left"):
+            ledger.backup(tmp_path / "copy.duckdb")
+    assert not (tmp_path / "copy.duckdb").exists()
+    assert not list(tmp_path.glob("spend.duckdb.d/copy-*"))
+    ledger.backup(tmp_path / "copy.duckdb")
+
+
+def test_of_backups_to_one_path_one_is_made(ledger: tbl.Ledger, tmp_path: Path) -> None:
+    """The others say that it is there."""
+    ends: list[str] = []
+
+    def make() -> None:
+        try:
+            ends.append(str(ledger.backup(tmp_path / "copy.duckdb")))
+        except tbl.TokenBudgetError as error:
+            ends.append(type(error).__name__)
+
+    making = [threading.Thread(target=make) for _ in range(4)]
+    for each in making:
+        each.start()
+    for each in making:
+        each.join()
+    assert sorted(ends) == sorted([str(tmp_path / "copy.duckdb"), *["InvalidValue"] * 3])
+    with tbl.connect(tmp_path / "copy.duckdb", embedded=True) as copy:
+        copy.verify()
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        *("spend.duckdb", "spend.duckdb.wal", "spend.duckdb.d"),
+        *("copy.duckdb", "copy.duckdb.wal", "copy.duckdb.d"),
+    }
+    assert not list(tmp_path.glob("spend.duckdb.d/copy-*"))
+
+
+KILLED_BACKUP = """if True:
+    import os, shutil, sys, tokenbudget_lab as tbl
+    whole = shutil.copyfileobj
+
+    def killed(source, made, length):
+        whole(source, made, length)
+        made.flush()
+        os._exit(9)
+
+    ledger = tbl.connect(sys.argv[1], embedded=True)
+    shutil.copyfileobj = killed
+    ledger.backup(sys.argv[2])
+"""
+
+
+def test_a_backup_that_was_killed_is_no_ledger_and_its_copy_goes_with_a_later_one(place: Place, tmp_path: Path) -> None:
+    with tbl.connect(place.file, embedded=True) as ledger:
+        work(ledger, 3)
+    half = tmp_path / "half.duckdb"
+    assert subprocess.run([sys.executable, "-c", KILLED_BACKUP, place.file, half], check=False).returncode == 9
+    with pytest.raises(tbl.NotALedger, match="not a DuckDB file"):
+        tbl.connect(half, embedded=True)
+    (left,) = place.folder.glob("copy-*")
+    with tbl.connect(place.file, embedded=True) as ledger:
+        ledger.backup(tmp_path / "one.duckdb")
+        assert left.exists()  # somebody may be at work on it
+        os.utime(left, (time.time() - 2 * 86_400,) * 2)
+        ledger.backup(tmp_path / "two.duckdb")
+    assert not list(place.folder.glob("copy-*"))
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_there_is_no_backup_of_a_damaged_ledger(place: Place, tmp_path: Path, *, embedded: bool) -> None:
+    """Its heads stay behind, so that the copy would look whole, and verify.
+
+    commit    9 calls
+    cut       the log
+    """
+    with tbl.connect(place.file, embedded=True) as ledger:
+        work(ledger, 9)
+    with log_of(place.file).open("rb+") as cut:
+        cut.truncate(log_of(place.file).stat().st_size - 20)
+    with tbl.connect(place.file, embedded=embedded) as ledger:
+        with pytest.raises(tbl.LedgerDamaged):
+            ledger.backup(tmp_path / "copy.duckdb")
+        assert ledger.budget("lab").balance.committed_tokens > 0
+    assert not (tmp_path / "copy.duckdb").exists()
+    assert not list(place.folder.glob("copy-*"))
+    if not embedded:
+        link.stop(place)
 
 
 def test_there_is_no_backup_of_memory(tmp_path: Path) -> None:

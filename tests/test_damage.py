@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import pytest
+from typer.testing import CliRunner
 
 import tokenbudget_lab as tbl
+from tokenbudget_lab import link
+from tokenbudget_lab.cli import app
+from tokenbudget_lab.connection import recover
 from tokenbudget_lab.events import Event
 from tokenbudget_lab.heads import Head, Heads
 from tokenbudget_lab.place import Place, place_of
@@ -181,16 +186,72 @@ def test_a_ledger_whose_file_is_gone_is_not_made_anew(place: Place) -> None:
         assert ledger.budgets() == []
 
 
-def test_the_keeper_serves_a_damaged_ledger_for_reading(place: Place) -> None:
+def test_the_keeper_serves_a_damaged_ledger_for_reading_and_says_so(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """Every client hears it when it connects, as it would with the file in its own process."""
     cut_log(place)
-    with tbl.connect(place.file) as ledger:
+    with tbl.connect(place.file) as ledger, tbl.connect(place.file) as other:
+        assert caplog.text.count("is damaged from event") == 2
+        assert ledger.damage is not None
+        assert other.damage is not None
+        assert (ledger.damage.args, type(ledger.damage)) == (other.damage.args, tbl.LedgerDamaged)
         with pytest.raises(tbl.LedgerDamaged) as damaged:
             ledger.budget("lab").reserve_sync(tokens=1)
         assert ledger.budget("lab").balance.committed_tokens == 10 * (CALLS - 1)
     assert damaged.value.seq == 2 + 2 * CALLS
-    from tokenbudget_lab import link
-
     link.stop(place)
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_damage_is_heard_wherever_the_ledger_is_looked_at(place: Place, *, embedded: bool) -> None:
+    """The numbers are shown, the warning stands on stderr once, and the end is 1: unsound."""
+    cut_log(place)
+    for command in (["status"], ["budget", "list"], ["sql", "select count(*) from events"], ["events"], ["verify"]):
+        done = CliRunner().invoke(app, [*command, "--ledger", str(place.file), *(["--embedded"] if embedded else [])])
+        assert done.exit_code == 1
+        assert done.stderr.count("\n") == done.stderr.count("is damaged from event") == 1
+        assert bool(done.stdout) == (command != ["verify"])
+    link.stop(place)
+
+
+def test_a_sound_ledger_is_proved_without_taking_it_from_those_who_use_it(place: Place) -> None:
+    """`recover` asks the keeper, which stays, and so do its clients."""
+    with tbl.connect(place.file) as ledger:
+        owner = place.read_owner()
+        assert recover(place.file).startswith("nothing is lost; ")
+        assert recover(place.file, accept_loss=True).startswith("nothing is lost; ")
+        assert place.read_owner() == owner
+        ledger.budget("lab").record(tokens=1).result()
+    link.stop(place)
+
+
+def test_a_damaged_ledger_is_recovered_while_it_is_used(place: Place) -> None:
+    """Those who read it meanwhile go on afterwards, with the keeper that comes then."""
+    cut_log(place)
+    with tbl.connect(place.file) as ledger:
+        reading = threading.Event()
+
+        def read() -> None:
+            while not reading.is_set():
+                ledger.budget("lab")
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        told = recover(place.file, accept_loss=True)
+        reading.set()
+        reader.join()
+        assert told.startswith(f"went on without events {2 + 2 * CALLS} to {2 + 2 * CALLS} (1 lost;")
+        ledger.budget("lab").record(tokens=1).result()
+        assert ledger.damage is None
+    link.stop(place)
+
+
+def test_who_owns_the_file_in_a_recovery_is_named_as_that(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_log(place)
+    monkeypatch.setattr(link, "CONNECT_S", 5.0)
+    with tbl.Ledger(store=DuckDBStore(place, role="recovery", accept_loss=True)):
+        for embedded in (True, False):
+            with pytest.raises(tbl.LedgerBusy, match="is recovering it; try again when it is done"):
+                tbl.connect(place.file, embedded=embedded)
 
 
 def test_an_older_copy_is_put_back_and_noticed(place: Place, tmp_path: Path) -> None:

@@ -567,8 +567,8 @@ class FailingStore:
     def tend(self, state: fold.State) -> None:
         self.inner.tend(state)
 
-    def copy(self, name: str) -> str:
-        return self.inner.copy(name)
+    def copy(self) -> str:
+        return self.inner.copy()
 
     def is_disturbed(self) -> bool:
         return self.inner.is_disturbed()

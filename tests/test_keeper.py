@@ -22,10 +22,12 @@ import tokenbudget_lab as tbl
 from tests.history import checked, recorded
 from tests.processes import is_gone, owner_pid, until
 from tests.soaking import Pace
-from tokenbudget_lab import link
+from tokenbudget_lab import keeper, link, outbox
+from tokenbudget_lab.commands import Command, ListBudgets, Record, Reserve
+from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.keeper import read_key
 from tokenbudget_lab.place import Place, place_of
-from tokenbudget_lab.wire import pack, unpack
+from tokenbudget_lab.wire import pack, to_wire, unpack
 
 pytestmark = pytest.mark.xdist_group("keeper")  # one after the other: each of them starts processes
 
@@ -161,6 +163,126 @@ def test_a_client_without_the_key_gets_nowhere_and_disturbs_nobody(place: Place)
         loud.close()
 
 
+@pytest.fixture
+def serving(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[keeper.Keeper]:
+    """A keeper in a thread of this process, with small buffers, so that it can be watched."""
+    monkeypatch.setattr(outbox, "MAX_BACKLOG", 100_000)
+    monkeypatch.setattr(keeper, "SEND_BUFFER", 4096)
+    serving = keeper.Keeper(place)
+    server = threading.Thread(target=serving.serve)
+    server.start()
+    yield serving
+    serving.stop()
+    server.join()
+
+
+def test_a_client_that_was_hung_up_on_is_answered_all_the_same(
+    place: Place, serving: keeper.Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It connects again, sends again, and everything is decided once.
+
+    ask       for 200 budgets, twenty times, and read no answer
+    record    1.00
+    read      again, when the keeper has hung up
+    """
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=10)
+        for n in range(200):
+            ledger.budget(f"lab/{n}", usd=1)
+        gate, answers = threading.Event(), link.Link._answers
+        monkeypatch.setattr(link.Link, "_answers", lambda self, told: (gate.wait(30), answers(self, told)))
+        asked = [Ticket(ListBudgets(ledger.new_id()), DirectBox(None)) for _ in range(20)]
+        for ticket in asked:
+            ledger.desk.submit(ticket)
+            time.sleep(0.01)
+        receipt = lab.record(usd=1)
+        until(lambda: not serving._connections)
+        gate.set()
+        assert all(ticket.wait(20) and len(ticket.outcome()) == 201 for ticket in asked)
+        receipt.result()
+        assert lab.balance.committed_usd == 1
+
+
+def test_a_keeper_without_a_thread_left_goes_on(place: Place, serving: keeper.Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who could not be let in tries again; who is there is served."""
+    start, failures = threading.Thread.start, iter(range(3))
+
+    def fails(thread: threading.Thread) -> None:
+        if thread.name == "tokenbudget client" and next(failures, None) is not None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        monkeypatch.setattr(threading.Thread, "start", fails)
+        with tbl.connect(place.file) as other:
+            assert other.budget("lab").balance.left_usd == 1
+        assert next(failures, None) is None
+        until(lambda: len(serving._connections) == 1)
+        lab.record(usd=1).result()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process's limits are Linux's to set")
+def test_a_keeper_without_a_file_descriptor_left_goes_on(place: Place) -> None:
+    """Who comes waits until there is one; who is there is served.
+
+    limit     the keeper's files to those that it has open
+    connect   ten more
+    reserve   by the first
+    raise     the limit
+    connect   again
+    """
+    import resource
+
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        pid, address = owner_pid(place), place.read_owner()["socket"]
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(10)]
+        for each in waiting:
+            each.connect(address)
+        time.sleep(0.5)
+        lab.record(usd="0.1").result()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        for each in waiting:
+            each.close()
+        with tbl.connect(place.file) as other:
+            assert other.budget("lab").balance.committed_usd == Decimal("0.1")
+        assert owner_pid(place) == pid
+
+
+FEW_FILES = """if True:
+    import resource, sys, tokenbudget_lab as tbl
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+    with tbl.connect(sys.argv[1]) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        print("up", flush=True)
+        sys.stdin.readline()
+        lab.record(usd="0.1").result()
+        print(lab.balance.committed_usd, flush=True)
+"""
+
+
+def test_a_keeper_lets_in_as_many_as_it_has_file_descriptors_for(place: Place) -> None:
+    """Those above are hung up on at once; the others do not notice."""
+    child = subprocess.Popen([sys.executable, "-c", FEW_FILES, str(place.file)], stdin=-1, stdout=-1, text=True)
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+        pid = owner_pid(place)
+        let_in = []
+        while (connection := link.find(place, "commands")) is not None:
+            let_in.append(connection)
+            assert len(let_in) < 48
+        told, _ = child.communicate("go\n", timeout=30)
+        for each in let_in:
+            each.close()
+    assert told == "0.1\n"
+    assert owner_pid(place) == pid
+    assert len(let_in) >= 8
+
+
 NEGATIVE = pack(((1, 5, "id", "r", -5, None, None, "measured", *[None] * 8),))
 
 
@@ -222,6 +344,35 @@ def test_what_a_keeper_cannot_open_is_the_clients_error(place: Place) -> None:
     assert place.file.read_bytes() == b"not a ledger at all"
 
 
+BROKEN = """if True:
+    import os, sys
+    if "tokenbudget_lab.keeper" in sys.orig_argv:
+        with open(os.environ["STARTS"], "a") as starts:
+            starts.write("x")
+        {how}
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "says", "starts"),
+    [
+        ("import duckdb; duckdb.connect = None", "LedgerUnavailable", "TypeError.*not callable", 1),
+        ("os._exit(3)", "KeeperUnreachable", "ended without a word", 5),
+    ],
+)
+def test_a_keeper_that_cannot_start_says_why_and_is_not_started_for_ever(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, error: str, says: str, starts: int
+) -> None:
+    """Whatever goes wrong is the client's error; where nothing is told, a few attempts are enough."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sitecustomize.py").write_text(BROKEN.format(how=how))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
+    with pytest.raises(getattr(tbl, error), match=says):
+        tbl.connect(place.file)
+    assert len((tmp_path / "starts").read_text()) == starts
+
+
 def test_a_ledger_held_on_another_host_names_it(place: Place) -> None:
     """A shared home directory: the error names the host and points to PostgreSQL."""
     with tbl.connect(place.file, embedded=True):
@@ -239,6 +390,38 @@ def test_stop_makes_the_keeper_leave_and_the_next_call_starts_another(place: Pla
         assert link.stop(place)
         assert lab.balance.left_usd == 1
         assert owner_pid(place) != before
+
+
+def test_what_a_client_that_hung_up_asked_for_is_not_held_and_what_it_spent_counts(place: Place) -> None:
+    """It was read late, by a keeper that was stopped meanwhile.
+
+    stop      the keeper
+    reserve   0.90     by a client that hangs up before the keeper goes on
+    record    0.05     by the same
+    """
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        connection = link.find(place, "commands")
+        assert connection is not None
+        os.kill(owner_pid(place), signal.SIGSTOP)
+        asked: list[Command] = [
+            Reserve(ledger.new_id(), "lab", 9 * 10**11, None, None, 600_000_000, "count"),
+            Record(ledger.new_id(), "lab", 5 * 10**10, None, None, "measured"),
+        ]
+        connection.send_bytes(pack(tuple(to_wire(n, command) for n, command in enumerate(asked))))
+        connection.close()
+        os.kill(owner_pid(place), signal.SIGCONT)
+        until(lambda: lab.balance.committed_usd == Decimal("0.05"))
+        assert lab.balance.reserved_usd == 0
+
+
+def test_a_hold_is_not_decided_for_who_hung_up_while_it_waited_for_the_writer() -> None:
+    box = DirectBox(None)
+    box.closed = True  # as a connection's is when its client is gone
+    with tbl.connect(":memory:") as ledger:
+        lab = ledger.budget("lab", usd=1)
+        ledger.desk.submit(Ticket(Reserve(ledger.new_id(), "lab", 10**12, None, None, 600_000_000, "release"), box))
+        assert lab.balance.reserved_usd == 0
 
 
 def test_copying_and_hashing_the_file_while_it_is_used_harms_nothing(place: Place) -> None:
@@ -259,7 +442,7 @@ def test_copying_and_hashing_the_file_while_it_is_used_harms_nothing(place: Plac
 @pytest.fixture
 def stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[tbl.Ledger]:
     """A ledger whose keeper is stopped in its tracks, and clients that give up after a second."""
-    ledger = recorded(tbl.connect(place.file), told_of(place))
+    ledger = recorded(tbl.connect(place.file), told_of(place))  # in its own time, on a machine that is busy
     ledger.budget("lab", tokens=100)
     pid = int(place.read_owner()["pid"])
     with monkeypatch.context() as patch:
@@ -375,3 +558,48 @@ def test_ctrl_c_at_any_moment_hangs_nothing(tmp_path: Path, where: str, rounds: 
         interrupts += int(child.stdout)
         link.stop(place)
     pace.says(f"{interrupts:,} interrupts")
+
+
+IN_A_HANDLER = """if True:
+    import faulthandler, signal, sys, time
+    import tokenbudget_lab as tbl
+    ledger = tbl.connect(sys.argv[1]) if len(sys.argv) > 1 else tbl.connect(":memory:")
+    lab = ledger.budget("lab", tokens=10**9)
+    handled = counted = 0
+
+    def handler(*_):
+        global handled
+        handled += 1
+        lab.record(tokens=1)
+        if handled % 50 == 0:
+            lab.balance
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
+
+    faulthandler.dump_traceback_later(30, exit=True)
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    ends = time.monotonic() + 4
+    while time.monotonic() < ends:
+        lab.record(tokens=1)
+        counted += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    print(handled, lab.balance.committed_tokens - handled - counted)
+    ledger.close()
+"""
+
+
+@pytest.mark.parametrize("where", ["memory", "keeper"])
+@pytest.mark.timeout(120)
+def test_a_verb_in_a_signal_handler_hangs_nothing(place: Place, where: str) -> None:
+    """The handler of a signal cuts into a verb and calls verbs itself; all of both count, once."""
+    child = subprocess.run(
+        [sys.executable, "-c", IN_A_HANDLER, *([str(place.file)] if where == "keeper" else [])],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert child.returncode == 0, child.stderr
+    handled, missing = map(int, child.stdout.split())
+    assert (handled > 100, missing) == (True, 0)
+    link.stop(place)

@@ -157,10 +157,11 @@ class GetBalance(NamedTuple):
 
 
 class ListBudgets(NamedTuple):
-    """Names of a budget's subtree, or of all."""
+    """Balances of a budget's subtree, or of all, in order of their names: as many as one answer holds."""
 
     id: str
     below: str | None = None
+    after: str | None = None  # go on behind this name
 
 
 class GetEntry(NamedTuple):

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 from . import ledger as core
 from .commands import AcceptClock, CopyFile
 from .desk import Desk
-from .errors import InvalidValue
+from .errors import InvalidValue, LedgerBusy, LedgerDamaged
 from .handles import Budget
 from .ids import new_id
 from .ledger import DEFAULT_TIMEOUT_S
 from .pricing import Prices
-from .store import Store
+from .store import Loss, Store
 from .usage import Money
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from .place import Place
+
+RECOVERY_S = 20.0  # how long a recovery tries to get the file from keepers that are started again
 _open: weakref.WeakSet[Ledger] = weakref.WeakSet()
 _default_lock = threading.Lock()
 _default: Ledger | None = None
@@ -152,7 +155,7 @@ def accept_clock(where: str | os.PathLike[str] | None = None) -> None:
 
 
 def recover(where: str | os.PathLike[str], *, accept_loss: bool = False) -> str:
-    """Open a ledger that may be damaged, and say what is known of it.
+    """Open a ledger that may be damaged, and say what is known of it; one that is sound stays open to those who use it.
 
     Args:
         where: its path.
@@ -165,20 +168,43 @@ def recover(where: str | os.PathLike[str], *, accept_loss: bool = False) -> str:
         LedgerDamaged: something is lost, and nobody accepted that.
         LedgerBusy: another process owns the file.
     """
-    from . import link
     from .place import place_of
-    from .stores.duckdb import DuckDBStore
 
-    place = place_of(where)
-    link.stop(place)
-    store = DuckDBStore(place, accept_loss=accept_loss)
-    lost = store.loss
-    with Ledger(store=store) as ledger:
-        proof = ledger.verify()
+    place, alone = place_of(where), sys.platform == "win32"
+    lost: Loss | None = None
+    try:
+        with connect(place.file, embedded=alone) as ledger:
+            proof = ledger.verify()
+    except LedgerDamaged:
+        if not accept_loss:
+            raise
+        lost = _give_up(place)
+        with connect(place.file, embedded=alone) as ledger:
+            proof = ledger.verify()
     if lost is None:
         return f"nothing is lost; {proof}"
     gone = lost.acknowledged - lost.seq + 1
     return f"went on without events {lost.seq} to {lost.acknowledged} ({gone} lost; a copy is in {lost.copy}); {proof}"
+
+
+def _give_up(place: Place) -> Loss | None:
+    """Own a damaged ledger for as long as it takes to write down what is lost; `None` where somebody else has done that."""
+    from . import link
+    from .stores.duckdb import DuckDBStore
+
+    deadline = time.monotonic() + RECOVERY_S
+    while True:
+        if sys.platform != "win32":
+            link.stop(place)
+        try:
+            store = DuckDBStore(place, role="recovery", accept_loss=True)
+        except LedgerBusy:  # its clients have started another keeper meanwhile
+            if place.read_owner().get("role") != "keeper" or time.monotonic() > deadline:
+                raise
+            continue
+        lost = store.loss
+        core.Ledger(store=store).close()
+        return lost
 
 
 def connect(

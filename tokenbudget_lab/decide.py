@@ -64,6 +64,7 @@ Answer = tuple[Any, ...]
 _ENDS: dict[type, str] = {Commit: "committed", Rollback: "rolled_back", Lose: "expired", CloseBudget: "closed"}
 _KEEPS: dict[type, str] = {SetBudget: "budget_set", SetLimit: "budget_set", Extend: "extended", Adjust: "adjusted"}
 MINUTE_US = 60_000_000
+PAGE = 10_000  # budgets and their limits in one answer to `ListBudgets`: a few megabytes
 
 
 def amounts(three: Three) -> str:
@@ -588,8 +589,16 @@ class Decisions:
     def _list_budgets(self, c: ListBudgets, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
         if c.below is not None:
             self._node(c.below)
-        chosen = (n for _, n in sorted(self.state.nodes.items()) if c.below is None or any(a.name == c.below for a in n.path))
-        return tuple(self._balance(node, ts) for node in chosen)
+        page: list[Answer] = []
+        rows = 0
+        for name in sorted(self.state.nodes if c.after is None else (n for n in self.state.nodes if n > c.after)):
+            node = self.state.nodes[name]
+            if c.below is None or any(above.name == c.below for above in node.path):
+                page.append(self._balance(node, ts))
+                rows += _rows(page[-1])
+                if rows >= PAGE:
+                    break
+        return tuple(page)
 
     def _get_entry(self, c: GetEntry, ts: int, origin: str | None) -> Answer:  # noqa: ARG002 - all decisions have one form
         entry = self._entry(c.target)
@@ -605,6 +614,15 @@ class Decisions:
         self.state.apply(event)
         self.events.append(event)
         return event
+
+
+def is_full(page: Answer) -> bool:
+    """Whether there may be more budgets behind those of an answer to `ListBudgets`."""
+    return sum(map(_rows, page)) >= PAGE
+
+
+def _rows(balance: Answer) -> int:
+    return 1 + len(balance[-1])
 
 
 def _fits(check: Check, c: Reserve) -> bool:

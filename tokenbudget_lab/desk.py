@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from .commands import Cancel, Command, Reserve, Rollback
 from .decide import Answer
-from .errors import LedgerUnavailable
+from .errors import LedgerDamaged, LedgerUnavailable
 from .events import Event
 from .ids import new_id
 
@@ -178,6 +178,11 @@ class Desk(Protocol):
 
     where: str
     origin: str | None
+
+    @property
+    def damage(self) -> LedgerDamaged | None:
+        """Why the ledger can only be read, as far as is known here."""
+        ...
 
     def submit(self, ticket: Ticket) -> None:
         """Hand in one command; the answer comes through the ticket's box.

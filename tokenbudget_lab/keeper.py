@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import secrets
 import signal
@@ -17,17 +18,18 @@ import stat
 import sys
 import threading
 import time
-from collections import deque
+import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
-from select import select
 from typing import TYPE_CHECKING, Any
 
+from .commands import Reserve
 from .contents import is_object, must_be_sound
 from .desk import Ticket
-from .errors import InvalidValue, LedgerBusy, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
+from .errors import InvalidValue, LedgerBusy, LedgerUnavailable, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from .events import SCHEMA_VERSION
+from .outbox import Numbered, Outbox
 from .place import Place, place_of
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_to_wire, from_wire, pack, unpack
 from .writer import Writer
@@ -35,11 +37,13 @@ from .writer import Writer
 if TYPE_CHECKING:
     from .stores.duckdb import DuckDBStore
 
+log = logging.getLogger("tokenbudget_lab")
 HANDSHAKE_S = 2.0
-MAX_CONNECTIONS = 512
+MAX_CONNECTIONS = 512  # fewer where the system allows fewer files
 MAX_SOCKET_PATH = 100  # the kernel's limit is 108, 104 on macOS
-MAX_BACKLOG = 256 * 2**20  # bytes of answers that a client does not read before it is cut off
-SEND_BUFFER = 4 * 2**20
+OWN_FILES = 32  # file descriptors that the keeper needs for itself
+SEND_BUFFER = 4 * 2**20  # bytes, where the system gives as much
+PAUSE_S = 0.1  # where nobody can be let in for now
 CHUNK = 2**20
 
 
@@ -49,80 +53,6 @@ def linger_s() -> float:
         return max(0.0, float(os.environ.get("TOKENBUDGET_KEEPER_LINGER_S", "3")))
     except ValueError:
         return 3.0
-
-
-class Numbered(Ticket):
-    """A command of a client, with the number that the client gave it."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int, command: Any, box: Outbox) -> None:
-        super().__init__(command, box)
-        self.number = number
-
-
-class Outbox:
-    """Answers for one connection. The writer's thread never blocks on a client that does not read."""
-
-    def __init__(self, connection: Connection, origin: str | None) -> None:
-        self.connection, self.origin = connection, origin
-        self.closed, self.sends_again = False, True
-        self._backlog: deque[bytes] = deque()
-        self._size = 0
-        self._lock = threading.Lock()
-        self._more = threading.Event()
-        self._sender: threading.Thread | None = None
-
-    def deliver(self, tickets: list[Ticket]) -> None:
-        """Send a batch of answers in one message, or leave it to a thread when the client is slow."""
-        answers = tuple(
-            (t.number, False, error_to_wire(t.error)) if t.error is not None else (t.number, True, t.answer)
-            for t in tickets
-            if isinstance(t, Numbered)
-        )
-        self.send(pack(answers))
-
-    def send(self, message: bytes) -> None:
-        """Send now if that cannot block."""
-        if self.closed:
-            return
-        with self._lock:
-            if not self._backlog and len(message) < SEND_BUFFER // 4 and self._writable():
-                with suppress(OSError):  # the client is gone; its thread sees that
-                    self.connection.send_bytes(message)
-                return
-            self._backlog.append(message)
-            self._size += len(message)
-            if self._size > MAX_BACKLOG:
-                self.close()
-            elif self._sender is None:
-                self._sender = threading.Thread(target=self._drain, name="tokenbudget slow client", daemon=True)
-                self._sender.start()
-        self._more.set()
-
-    def _writable(self) -> bool:
-        try:
-            return bool(select([], [self.connection.fileno()], [], 0)[1])
-        except (OSError, ValueError):  # it was hung up a moment ago
-            return False
-
-    def _drain(self) -> None:
-        while not self.closed:
-            self._more.wait()
-            self._more.clear()
-            while self._backlog and not self.closed:
-                try:
-                    self.connection.send_bytes(self._backlog[0])
-                except OSError:
-                    self.close()
-                    return
-                with self._lock:
-                    self._size -= len(self._backlog.popleft())
-
-    def close(self) -> None:
-        """Nobody reads here any more."""
-        self.closed = True
-        self._more.set()
 
 
 class Keeper:
@@ -144,6 +74,7 @@ class Keeper:
         self.key = _make_key(place)
         self.writer = Writer(self.store)
         self._connections: set[Connection] = set()
+        self._room = _room()
         self._seen = time.monotonic()
         self._leaving = threading.Event()
         self.address = self._address()
@@ -178,20 +109,32 @@ class Keeper:
             except TimeoutError:
                 if not self._connections and time.monotonic() - self._seen > patience:
                     break
-                continue
-            self._seen = time.monotonic()
-            if len(self._connections) >= MAX_CONNECTIONS:
-                accepted.close()
-                continue
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            connection = Connection(accepted.detach())
-            self._connections.add(connection)
-            threading.Thread(target=self._attend, args=(connection,), name="tokenbudget client", daemon=True).start()
+            except OSError as error:  # no file descriptor is left; whoever is here already is served, and who comes waits
+                log.warning("%s: nobody can be let in (%s)", self.store.where, error)
+                time.sleep(PAUSE_S)
+            else:
+                self._seen = time.monotonic()
+                self._let_in(accepted)
         self.leave()
 
     def _can_be_found(self) -> bool:
         """Whether lock and socket are where others look for them; a keeper whose folder was removed makes room for another."""
         return self.store.owns_lock() and os.path.exists(self.address)  # noqa: PTH110 - for each client
+
+    def _let_in(self, accepted: socket.socket) -> None:
+        if len(self._connections) >= self._room:
+            accepted.close()
+            return
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        connection = Connection(accepted.detach())
+        self._connections.add(connection)
+        try:
+            threading.Thread(target=self._attend, args=(connection,), name="tokenbudget client", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread left
+            log.warning("%s: nobody can be let in (%s)", self.store.where, error)
+            self._connections.discard(connection)
+            connection.close()
+            time.sleep(PAUSE_S)
 
     def stop(self, *_: Any) -> None:
         """Leave as soon as the accept loop looks."""
@@ -204,7 +147,7 @@ class Keeper:
         with suppress(FileNotFoundError):
             Path(self.address).unlink()
         for connection in list(self._connections):
-            _hang_up(connection)
+            hang_up(connection)
 
     # --- one client ----------------------------------------------------------------------------------------------------
 
@@ -216,8 +159,8 @@ class Keeper:
                     self._serve_rows(connection)
                 else:
                     self._serve_commands(connection, hello.get("origin"))
-        except (OSError, EOFError, ValueError):
-            pass  # hung up, or not of this protocol: closed below, the others do not notice
+        except (OSError, EOFError, ValueError, RuntimeError):
+            pass  # hung up, not of this protocol, or no thread is left: closed below, the others do not notice
         finally:
             self._seen = time.monotonic()
             self._connections.discard(connection)
@@ -227,7 +170,7 @@ class Keeper:
         """Let in who knows the key and speaks this protocol; two seconds for all of it."""
         import multiprocessing
 
-        late = threading.Timer(HANDSHAKE_S, _hang_up, [connection])
+        late = threading.Timer(HANDSHAKE_S, hang_up, [connection])
         late.daemon = True
         late.start()
         try:
@@ -242,8 +185,21 @@ class Keeper:
             theirs = hello.get("protocol") if isinstance(hello, dict) else 0
             connection.send_bytes(pack((False, error_to_wire(VersionMismatch("protocol", int(theirs or 0), PROTOCOL_VERSION)))))
             return None
-        connection.send_bytes(pack((True, {"pid": os.getpid(), "protocol": PROTOCOL_VERSION, "schema": SCHEMA_VERSION})))
+        connection.send_bytes(pack((True, self._hello(hello))))
         return hello
+
+    def _hello(self, theirs: dict[str, Any]) -> dict[str, Any]:
+        """Who this is, and what its clients have to know of the ledger: an owner in their own process would say the same."""
+        damage, told = self.store.damage, []
+        if theirs.get("purpose") == "commands":  # once, to the first that comes
+            told, self.store.told = self.store.told, []
+        return {
+            "pid": os.getpid(),
+            "protocol": PROTOCOL_VERSION,
+            "schema": SCHEMA_VERSION,
+            "damage": None if damage is None else error_to_wire(damage),
+            "told": told,
+        }
 
     def _serve_commands(self, connection: Connection, origin: Any) -> None:
         told = isinstance(origin, str) and len(origin) < 4096 and is_object(origin)  # noqa: PLR2004 - a line about a process
@@ -254,7 +210,10 @@ class Keeper:
                 if message == ("stop",):
                     self.stop()
                     continue
-                self.writer.submit_all(_sound(message, outbox))
+                tickets = _sound(message, outbox)
+                if outbox.gone:  # read late, by a keeper that was stopped: nobody would end what is held for nobody
+                    tickets = [ticket for ticket in tickets if not isinstance(ticket.command, Reserve)]
+                self.writer.submit_all(tickets)
         except TokenBudgetError:
             pass  # leaving: the client elects another keeper and sends again
         finally:
@@ -287,6 +246,20 @@ def _sound(message: Any, outbox: Outbox) -> list[Ticket]:
         else:
             tickets.append(ticket)
     return tickets
+
+
+def _room() -> int:
+    """How many clients there are file descriptors for, of all that the system lets this process have."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OWN_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return MAX_CONNECTIONS
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OWN_FILES)
 
 
 def _send_stream(connection: Connection, reader: Any) -> None:
@@ -324,12 +297,14 @@ class _ToConnection:
         self.flush()
 
 
-def _hang_up(connection: Connection) -> None:
-    """End a connection from another thread: whoever reads it sees its end."""
+def hang_up(connection: Connection) -> None:
+    """End a connection from another thread than the one that closes it: whoever reads it sees its end. Takes no descriptor."""
     with suppress(OSError, ValueError):
-        duplicate = socket.socket(fileno=os.dup(connection.fileno()))
-        with duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
+        same = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=connection.fileno())
+        try:
+            same.shutdown(socket.SHUT_RDWR)
+        finally:
+            same.detach()
 
 
 def read_key(place: Place) -> bytes:
@@ -371,6 +346,15 @@ def _say(told: dict[str, Any]) -> None:
         os.close(null)
 
 
+def _named(path: str, error: BaseException) -> TokenBudgetError:
+    if isinstance(error, TokenBudgetError):
+        return error
+    if isinstance(error, OSError):
+        return StoreFailed(str(error))
+    traceback.print_exception(error)  # into its log
+    return LedgerUnavailable(f"the keeper of {path} cannot start: {type(error).__name__}: {error}; its log tells more.")
+
+
 def main(argv: list[str]) -> int:
     """Run a keeper for one path; the process that was started returns at once, its child serves.
 
@@ -387,8 +371,8 @@ def main(argv: list[str]) -> int:
     except LedgerBusy as error:
         _say({"busy": [error.pid, error.host]})
         return 3
-    except (TokenBudgetError, OSError) as error:
-        name, args = error_to_wire(error if isinstance(error, TokenBudgetError) else StoreFailed(str(error)))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it would be the same at the next start
+        name, args = error_to_wire(_named(argv[0], error))
         _say({"error": [name, [a if isinstance(a, int) else str(a) for a in args]]})
         return 1
     signal.signal(signal.SIGTERM, keeper.stop)

@@ -16,9 +16,19 @@ from typing import Any, Protocol, Self, TypeVar
 from .balance import Balance, balance_of
 from .checks import seconds
 from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudget
-from .decide import Answer
+from .decide import Answer, is_full
 from .desk import Desk, DirectBox, LoopBox, Ticket
-from .errors import AmountMissing, BudgetExceeded, InvalidValue, LedgerCorrupt, PriceUnknown, WouldDeadlock, money, shown
+from .errors import (
+    AmountMissing,
+    BudgetExceeded,
+    InvalidValue,
+    LedgerCorrupt,
+    LedgerDamaged,
+    PriceUnknown,
+    WouldDeadlock,
+    money,
+    shown,
+)
 from .events import chained, from_detail, to_detail
 from .handles import Budget
 from .ids import new_id
@@ -193,9 +203,17 @@ class Ledger:
         return Budget(self, name)
 
     def budgets(self, below: str | None = None) -> list[Balance]:
-        """The balance of every budget, or of those at and below one, in order of their names."""
+        """The balance of every budget, or of those at and below one, in order of their names.
+
+        They are of one instant, unless there are thousands: those come in several answers, each of an instant of its own.
+        """
         name = None if below is None else budget_name(below)
-        return [balance_of(answer) for answer in self.ask(ListBudgets(self.new_id(), name))]
+        page = self.ask(ListBudgets(self.new_id(), name))
+        found = [*map(balance_of, page)]
+        while is_full(page):
+            page = self.ask(ListBudgets(self.new_id(), name, page[-1][0]))
+            found += map(balance_of, page)
+        return found
 
     # --- asking ----------------------------------------------------------------------------------------------------------
 
@@ -404,6 +422,11 @@ class Ledger:
         if state.digest() != digest:
             raise LedgerCorrupt(last, "replaying gives other balances than those in force")
         return Verification(last, head.hex(), digest, open_count)
+
+    @property
+    def damage(self) -> LedgerDamaged | None:
+        """Why this ledger is open for reading only, and what its numbers lack; `None` where nothing is known to be missing."""
+        return self.desk.damage
 
     @property
     def closed(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import multiprocessing
 import os
 import select
@@ -19,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
@@ -27,17 +28,28 @@ from typing import Any
 
 from .commands import Reserve, Rollback
 from .desk import Bell, Box, Ticket
-from .errors import InvalidValue, KeeperUnreachable, LedgerClosed, LedgerForked, TokenBudgetError
+from .errors import (
+    InvalidValue,
+    KeeperUnreachable,
+    LedgerClosed,
+    LedgerDamaged,
+    LedgerForked,
+    LedgerUnavailable,
+    TokenBudgetError,
+)
 from .events import Event
 from .ids import new_id
-from .keeper import read_key
+from .keeper import hang_up, read_key
 from .origin import origin
-from .place import Place
+from .place import Place, out_of_files, warn_if_shared
 from .rows import from_arrow, proved
 from .wire import MAX_MESSAGE, PROTOCOL_VERSION, error_from_wire, pack, to_wire, unpack
 
+log = logging.getLogger("tokenbudget_lab")
+Hear = Callable[[dict[str, Any]], None]
 CONNECT_S = 20.0
 ANSWER_S = 30.0
+STARTS = 5  # of keepers that end without a word, before it is said
 EMBEDDED_S = 2.0  # how long an owner may look like one without a socket before it is taken for that
 AT_ONCE = 2_000  # commands in one message
 
@@ -58,15 +70,15 @@ class Link:
     def __init__(self, place: Place) -> None:
         self.place, self.where, self.origin = place, str(place.file), origin()
         self._pid = os.getpid()
-        self._numbers = 0
-        self._pending: dict[int, Ticket] = {}
+        self._outbox: deque[Ticket] = deque()  # handed in, not yet numbered
+        self._pending: dict[int, Ticket] = {}  # not yet answered
         self._sent_at: dict[int, float] = {}
         self._late: dict[int, Ticket] = {}
-        self._outbox: deque[tuple[int, Ticket]] = deque()
-        self._lock = threading.Lock()
         self._wake, self._needed = Bell(), Bell()
-        self._closing = self._forked = False
-        self._connection: Connection | None = connect(place, "commands")
+        self._closing = self._gone = self._forked = False
+        self.damage: LedgerDamaged | None = None
+        warn_if_shared(place.file.parent)
+        self._connection: Connection | None = connect(place, "commands", self._hear)
         self._threads = [
             threading.Thread(target=self._receive, name=f"tokenbudget answers {self.where}", daemon=True),
             threading.Thread(target=self._send, name=f"tokenbudget commands {self.where}", daemon=True),
@@ -76,18 +88,17 @@ class Link:
         _links.add(self)
 
     def submit(self, ticket: Ticket) -> None:
-        """Hand in one command."""
+        """Hand in one command.
+
+        One step in C and no lock: it may be called in a signal handler that cut into itself, and Ctrl-C may come anywhere.
+        """
         if self._closing or self._forked:
             raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
         ticket.desk = self
-        with self._lock:
-            self._numbers += 1
-            number = self._numbers
-            self._pending[number] = ticket  # first: interrupted from here on, its answer still finds it, and is given back
-            self._outbox.append((number, ticket))
+        self._outbox.append(ticket)
         self._wake.ring()
-        if self._connection is None:
-            self._needed.ring()
+        if self._gone:  # closed in between
+            self._turn_away()
 
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a connection of its own."""
@@ -95,7 +106,7 @@ class Link:
 
         if self._closing or self._forked:
             raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
-        connection = connect(self.place, "rows")
+        connection = connect(self.place, "rows", self._hear)
         connection.send_bytes(pack((None if columns is None else tuple(columns), upto)))
         return pa.ipc.open_stream(pa.PythonFile(_FromConnection(connection), mode="r"))
 
@@ -110,22 +121,27 @@ class Link:
     # --- sending ---------------------------------------------------------------------------------------------------------
 
     def _send(self) -> None:
-        """Send all that waits in one message, again and again."""
-        while True:
-            self._wake.wait()
-            if self._closing and not self._outbox:
-                return
+        """Number what was handed in, and send all that waits in one message, again and again."""
+        ready: list[tuple[int, Ticket]] = []
+        number = 0
+        while not (self._closing and not self._outbox):
+            self._wake.wait(1.0)
+            for _ in range(len(self._outbox)):
+                number += 1
+                # Pending before it leaves the outbox: at each moment it is seen in one of them.
+                self._pending[number] = self._outbox[0]
+                ready.append((number, self._outbox.popleft()))
+            ready = [(n, t) for n, t in ready if n in self._pending and n not in self._sent_at]
             connection = self._connection
             if connection is None:
                 self._needed.ring()
                 continue
-            while self._outbox:
-                batch: list[tuple[int, Ticket]] = []
-                with suppress(IndexError):
-                    while len(batch) < AT_ONCE:
-                        batch.append(self._outbox.popleft())
-                if not self._send_batch(connection, batch):
-                    break
+            while ready and self._send_batch(connection, ready[:AT_ONCE]):
+                del ready[:AT_ONCE]
+            for n, _ in ready[:AT_ONCE]:  # they go to the next keeper; sent to it twice is decided once
+                self._sent_at.pop(n, None)
+            if ready and self._connection is not connection:  # and it is there already
+                self._wake.ring()
 
     def _send_batch(self, connection: Connection, batch: list[tuple[int, Ticket]]) -> bool:
         now = time.monotonic()
@@ -151,14 +167,13 @@ class Link:
                 self._give_up_on_silence()
             except (OSError, EOFError, ValueError):
                 self._connection = None
-                connection.close()
+                hang_up(connection)  # and closed when nobody holds it: the sending thread may be about to write to it
 
     def _answers(self, answers: Sequence[Sequence[Any]]) -> None:
         boxes: dict[Box, list[Ticket]] = {}
         for number, ok, what in answers:
-            with self._lock:
-                ticket = self._pending.pop(number, None)
-                self._sent_at.pop(number, None)
+            ticket = self._pending.pop(number, None)
+            self._sent_at.pop(number, None)
             if ticket is None:
                 self._too_late(number, ok, what)
                 continue
@@ -174,7 +189,8 @@ class Link:
         """A grant whose caller was told that nobody answers: it is given back."""
         ticket = self._late.pop(number, None)
         if ticket is not None and ok and isinstance(ticket.command, Reserve) and what[0] == ticket.command.id:
-            self.submit(Ticket(Rollback(new_id(), what[0]), ticket.box))
+            with suppress(LedgerUnavailable):  # closing: then its expiry ends it
+                self.submit(Ticket(Rollback(new_id(), what[0]), ticket.box))
 
     def _give_up_on_silence(self) -> None:
         """A keeper that was stopped answers nobody: say so, rather than block a notebook for ever."""
@@ -193,9 +209,8 @@ class Link:
     def _fail(self, numbers: Sequence[int], reason: str) -> None:
         boxes: dict[Box, list[Ticket]] = {}
         for number in numbers:
-            with self._lock:
-                ticket = self._pending.pop(number, None)
-                self._sent_at.pop(number, None)
+            ticket = self._pending.pop(number, None)
+            self._sent_at.pop(number, None)
             if ticket is not None:
                 self._late[number] = ticket
                 ticket.error = KeeperUnreachable(self.where, reason)
@@ -209,13 +224,11 @@ class Link:
             self._needed.wait(0.5)
             return
         try:
-            connection = connect(self.place, "commands")
+            connection = connect(self.place, "commands", self._hear)
         except (TokenBudgetError, OSError) as error:
             self._fail(list(self._pending), str(error))
             return
-        with self._lock:  # what comes from now on is in the outbox
-            unanswered = sorted(self._pending.items())
-            self._outbox.clear()
+        unanswered = sorted(self._pending.copy().items())
         for start in range(0, len(unanswered), AT_ONCE):
             if not self._send_batch(connection, unanswered[start : start + AT_ONCE]):
                 connection.close()
@@ -223,27 +236,48 @@ class Link:
         self._connection = connection
         self._wake.ring()
 
+    def _hear(self, hello: dict[str, Any]) -> None:
+        """What the keeper found when it opened the file: said here too, because nobody reads the keeper's log."""
+        for text in hello["told"]:
+            log.warning("%s", text)
+        before, damage = self.damage, None if hello["damage"] is None else error_from_wire(hello["damage"])
+        self.damage = damage if isinstance(damage, LedgerDamaged) else None
+        if self.damage is not None and (before is None or before.args != self.damage.args):
+            log.warning("%s", self.damage)
+
     # --- the end ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Wait for the answers to what was handed in, then hang up."""
         if self._forked or self._closing:
             return
+        self._wake.ring()  # whoever was interrupted in `submit` may not have
         deadline = time.monotonic() + ANSWER_S
-        while time.monotonic() < deadline and any(map(_is_owed, list(self._pending.values()))):
+        while time.monotonic() < deadline and any(map(_is_owed, self._unanswered())):
             time.sleep(0.002)
         self._closing = True
         self._wake.ring()
         self._needed.ring()
         me = threading.current_thread()
         if self._connection is not None:
-            _shut(self._connection)
+            hang_up(self._connection)
         for thread in self._threads:
             if thread is not me:
                 thread.join()
         if self._connection is not None:
             self._connection.close()
-        left = [self._pending.pop(number) for number in list(self._pending)]
+        self._gone = True
+        self._turn_away()
+
+    def _unanswered(self) -> list[Ticket]:
+        return [*self._outbox.copy(), *self._pending.copy().values()]
+
+    def _turn_away(self) -> None:
+        """Nobody sends these any more."""
+        left = [ticket for number in list(self._pending) if (ticket := self._pending.pop(number, None)) is not None]
+        with suppress(IndexError):
+            while True:
+                left.append(self._outbox.popleft())
         for ticket in left:
             ticket.error = LedgerClosed(self.where)
             ticket.box.deliver([ticket])
@@ -293,8 +327,13 @@ class _FromConnection(io.RawIOBase):
         super().close()
 
 
-def connect(place: Place, purpose: str) -> Connection:
+def connect(place: Place, purpose: str, hear: Hear | None = None) -> Connection:
     """A connection to the ledger's keeper, which is started when there is none.
+
+    Args:
+        place: where the ledger lives.
+        purpose: `commands` or `rows`.
+        hear: is told what the keeper says of itself and the ledger.
 
     Raises:
         KeeperUnreachable: it does not come up in time.
@@ -306,28 +345,36 @@ def connect(place: Place, purpose: str) -> Connection:
     place.make_folder()
     deadline = time.monotonic() + CONNECT_S
     alone_since: float | None = None
-    pause = 0.005
+    pause, silent = 0.005, 0
     while True:
-        connection = find(place, purpose)
+        connection = find(place, purpose, hear)
         if connection is not None:
             return connection
-        started = _start_alone(place)
+        try:
+            started = _start_alone(place)
+        except OSError as error:
+            where = str(place.file)
+            raise out_of_files(where, error) or KeeperUnreachable(where, f"it cannot be started ({error})") from error
         if "error" in started:
             raise error_from_wire((started["error"][0], tuple(started["error"][1])))
+        silent += "silent" in started
+        if silent == STARTS:
+            raise KeeperUnreachable(str(place.file), f"it was started {silent} times and ended without a word; see {place.log}")
         if "busy" in started:
-            told = place.read_owner()
-            now = time.monotonic()
-            alone_since = (alone_since or now) if told.get("role") != "keeper" else None
+            role, now = place.read_owner().get("role"), time.monotonic()
+            alone_since = (alone_since or now) if role not in ("keeper", "recovery") else None  # which are over soon
             if alone_since is not None and now - alone_since > EMBEDDED_S:
                 raise place.busy("That process opened it with embedded=True; close it there.")
+            if role == "recovery" and now > deadline:
+                raise place.busy("")
         if time.monotonic() > deadline:
-            raise KeeperUnreachable(str(place.file), f"none came up within {CONNECT_S:g} s; see {place.log}")
+            raise KeeperUnreachable(str(place.file), f"none came up, or had room, within {CONNECT_S:g} s; see {place.log}")
         time.sleep(pause)
-        pause = min(pause * 1.5, 0.05)
+        pause = min(pause * 1.5, 0.5 if "busy" in started else 0.05)  # one that has no room is asked less and less often
 
 
-def find(place: Place, purpose: str) -> Connection | None:
-    """A connection to a keeper that is there, or `None`.
+def find(place: Place, purpose: str, hear: Hear | None = None) -> Connection | None:
+    """A connection to a keeper that is there, or `None`; takes what `connect` takes.
 
     Raises:
         VersionMismatch: it speaks another protocol.
@@ -344,7 +391,7 @@ def find(place: Place, purpose: str) -> Connection | None:
         deliver_challenge(connection, key)
         connection.send_bytes(pack({"protocol": PROTOCOL_VERSION, "purpose": purpose, "origin": origin()}))
         ok, what = unpack(connection.recv_bytes(65_536))
-        if purpose == "commands":  # whose reader looks before it reads, and may look for hours
+        if purpose != "rows":  # whose reader looks before it reads, and may look for hours
             _be_patient(connection, 0)
     except BlockingIOError as error:
         connection.close()
@@ -355,6 +402,8 @@ def find(place: Place, purpose: str) -> Connection | None:
     if not ok:
         connection.close()
         raise error_from_wire(what)
+    if hear is not None:
+        hear(what)
     return connection
 
 
@@ -394,7 +443,7 @@ def _start_alone(place: Place) -> dict[str, Any]:
 
 
 def _start(place: Place) -> dict[str, Any]:
-    """Start a keeper and wait for its first word: `ready`, `busy` (another one is), or `error`."""
+    """Start a keeper and wait for its first word: `ready`, `busy` (another one is), `error`; `silent` where it ends without."""
     package = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     log = os.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
@@ -417,6 +466,8 @@ def _first_word(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     assert process.stdout is not None  # noqa: S101 - it was asked for; tells the type checker
     ready, _, _ = select.select([process.stdout], [], [], CONNECT_S)
     line = process.stdout.readline() if ready else b""
+    if ready and not line:
+        return {"silent": True}
     try:
         told = json.loads(line)
     except ValueError:
@@ -427,7 +478,7 @@ def _first_word(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 def status(place: Place) -> dict[str, Any]:
     """What is known of a ledger's owner: `running`, and its pid, host, role and socket."""
     told = place.read_owner()
-    connection = find(place, "commands") if told.get("socket") else None
+    connection = find(place, "status") if told.get("socket") else None
     if connection is not None:
         connection.close()
     return {"path": str(place.file), "running": connection is not None, **told}
@@ -439,7 +490,7 @@ def stop(place: Place, timeout_s: float = 10.0) -> bool:
     Returns:
         Whether there was one, and it is gone.
     """
-    connection = find(place, "commands") if place.read_owner().get("socket") else None
+    connection = find(place, "stop") if place.read_owner().get("socket") else None
     if connection is None:
         return False
     connection.send_bytes(pack(("stop",)))
@@ -455,11 +506,6 @@ def stop(place: Place, timeout_s: float = 10.0) -> bool:
 def _is_owed(ticket: Ticket) -> bool:
     """Whether somebody still waits for this answer, and not in line."""
     return not ticket.abandoned and not getattr(ticket.command, "wait", 0)
-
-
-def _shut(connection: Connection) -> None:
-    with suppress(OSError, ValueError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def _after_fork_in_child() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidType, InvalidValue, LedgerBusy, NotALedger
+from .errors import InvalidType, InvalidValue, LedgerBusy, LedgerUnavailable, NotALedger
 
 _REMOTE = ("md:", "http://", "https://", "s3://", "gs://", "gcs://", "az://", "hf://")
 _MAGIC = b"DUCK"
@@ -108,6 +108,8 @@ class Place:
         """The error that names the owner."""
         told = self.read_owner()
         host = told.get("host")
+        if told.get("role") == "recovery":
+            advice = "That process is recovering it; try again when it is done."
         if host and host != socket.gethostname():
             advice = "A DuckDB file belongs to one machine at a time; for several machines use a postgresql:// ledger."
         return LedgerBusy(str(self.file), told.get("pid"), host, advice)
@@ -196,6 +198,19 @@ def check_content(path: Path) -> None:
             raise NotALedger(str(path), f"it cannot be read ({error.strerror})") from error
         if head[8:12] != _MAGIC:
             raise NotALedger(str(path), "it is empty" if not head else "it is not a DuckDB file")
+
+
+def out_of_files(where: str, error: BaseException) -> LedgerUnavailable | None:
+    """The error of a process that has too many files open, where that is behind another error; `None` where it is not."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if getattr(behind, "errno", None) in (errno.EMFILE, errno.ENFILE) or os.strerror(errno.EMFILE) in str(behind):
+            return LedgerUnavailable(
+                f"{where} cannot be opened: too many files are open in this process. Close some, or allow more with "
+                "`ulimit -n`, and try again; the ledger was left as it is."
+            )
+        behind = behind.__cause__
+    return None
 
 
 def warn_if_shared(folder: Path) -> None:

@@ -24,6 +24,7 @@ from .errors import InvalidValue, StoreFailed
 from .heads import sync_folder
 from .place import Place, read_file
 
+_START = 4096  # bytes of a DuckDB file, in which it says that it is one
 _POSITION = re.compile(r"entry at byte position (\d+)")
 
 
@@ -139,37 +140,26 @@ class Checkpoint:
 
 
 def finish_backup(copy: Path, target: Path, seq: int, head: bytes) -> Path:
-    """Make one file of a copy and its log, prove that it ends where it should, and put it in its place; the copy is removed.
+    """Make one file of a copy and its log, prove that it ends where it should, and put it in its place; the copy is gone then.
 
     Raises:
         InvalidValue: something has come to be there.
-        StoreFailed: the copy cannot be read, or ends elsewhere; nothing is left of it.
+        StoreFailed: the copy cannot be read, ends elsewhere, or does not get there; nothing is there then.
     """
     import duckdb
 
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with duckdb.connect(str(copy)) as con:
             con.execute("checkpoint")
             rows = con.execute("select seq, hash from events order by seq desc limit 1").fetchall()
         if [(number, bytes(hash)) for number, hash in rows] != [(seq, head)]:
             raise StoreFailed(f"the copy in {copy.parent} does not end with event {seq}")
-        copy_file(copy, draft)
-        try:
-            os.link(draft, target)  # unlike a rename it overwrites nothing
-        except FileExistsError:
-            raise InvalidValue("path", f"{target} is there already, and a backup overwrites nothing") from None
-        try:
-            draft.unlink()
-            sync_folder(target.parent)
-        except OSError:
-            target.unlink()
-            raise
+        _put_new(copy, target)
+    except FileExistsError:
+        raise InvalidValue("path", f"{target} is there already, and a backup overwrites nothing") from None
     except (OSError, duckdb.Error) as error:
-        raise StoreFailed(f"the copy in {copy.parent} could not be finished ({error})") from error
+        raise StoreFailed(f"the backup {target} could not be finished ({error})") from error
     finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
         shutil.rmtree(copy.parent, ignore_errors=True)
     return target
 
@@ -206,6 +196,39 @@ def _stat(name: str) -> tuple[int, ...] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _put_new(source: Path, target: Path) -> None:
+    """Copy a DuckDB file to where nothing is; on the disk when this returns.
+
+    It is made under its own name, which nobody can have prepared and no second backup can share, and its beginning is written
+    last: killed before, it is no DuckDB file and nobody takes it for a ledger. That needs no rename, which would overwrite, and
+    no hard link, which many filesystems do not have and a killed process leaves behind.
+
+    Raises:
+        FileExistsError: something is there, a link that leads nowhere included.
+        OSError: it could not be written; what there was of it is gone.
+    """
+    with open(target, "xb", opener=_private) as made:
+        try:
+            with source.open("rb") as whole:
+                start = whole.read(_START)
+                made.seek(len(start))
+                shutil.copyfileobj(whole, made, 2**20)
+                made.flush()
+                os.fsync(made.fileno())
+                made.seek(0)
+                made.write(start)
+                made.flush()
+                os.fsync(made.fileno())
+            sync_folder(target.parent)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def copy_once(place: Place) -> Path:

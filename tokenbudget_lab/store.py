@@ -108,7 +108,7 @@ class Store(Protocol):
         """
         ...
 
-    def copy(self, name: str) -> str:
+    def copy(self) -> str:
         """Copy what is kept; returns where the copy is.
 
         Raises:

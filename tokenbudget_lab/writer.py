@@ -152,6 +152,11 @@ class Writer:
         self.decisions = Decisions(state, self.ids)
         self._broken = False
 
+    @property
+    def damage(self) -> LedgerDamaged | None:
+        """Why nothing is written."""
+        return self.store.damage
+
     def submit(self, ticket: Ticket) -> None:
         """Hand in one command."""
         if self._closing or self._forked:
@@ -257,6 +262,8 @@ class Writer:
         return min(max((min(alarms) - self.clock_ns() // 1000) / 1e6, 0.001), 3600.0)
 
     def _work(self, batch: list[Ticket]) -> None:
+        # A hold for who has hung up would stand in the way, or count, and nobody has sent that call; what was spent counts.
+        batch = [ticket for ticket in batch if not (ticket.box.closed and type(ticket.command) is Reserve)]
         stopped = self._stopped(batch)
         self._halted = stopped is not None
         if stopped is not None:
@@ -327,7 +334,7 @@ class Writer:
             proves = type(ticket.command) is GetHead and not isinstance(stopped, LedgerDamaged)
             if type(ticket.command) in _READS or proves:
                 self._answer(ticket, self.decisions.state.ts)
-            elif type(ticket.command) is CopyFile:
+            elif type(ticket.command) is CopyFile and not isinstance(stopped, LedgerDamaged):  # a copy of damage looks whole
                 self._do(ticket, self.decisions.state.ts)
             else:
                 ticket.error = stopped
@@ -355,7 +362,7 @@ class Writer:
         state = self.decisions.state
         for ticket in tickets:
             try:
-                ticket.answer = (self.store.copy(ticket.command.id), state.seq, state.head)
+                ticket.answer = (self.store.copy(), state.seq, state.head)
             except TokenBudgetError as error:
                 ticket.error = error
         return tickets

@@ -14,7 +14,7 @@ from tokenbudget_lab.connection import recover as recovered
 from tokenbudget_lab.errors import LedgerDamaged
 from tokenbudget_lab.render import escaped
 
-from .shell import REFUSED, Json, LedgerArgument, LedgerOption, chosen, complain, examples, existing, opened, print_json
+from .shell import REFUSED, Json, LedgerArgument, LedgerOption, aloud, chosen, complain, examples, existing, opened, print_json
 
 app = typer.Typer()
 clock = typer.Typer(name="clock", no_args_is_help=True, help="The machine's clock: say that it is right.")
@@ -71,6 +71,7 @@ def recover(
             print_json({"sound": False, "seq": error.seq, "acknowledged": error.acknowledged, "copy": error.copy})
         complain(error)
         raise typer.Exit(REFUSED) from None
+    aloud.damage = None  # it was said, and is over
     if json:
         print_json({"sound": True, "done": told})
     else:

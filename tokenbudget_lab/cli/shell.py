@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tokenbudget_lab.errors import (
     BudgetDiffers,
     InvalidValue,
     LedgerCorrupt,
+    LedgerDamaged,
     LedgerUnavailable,
     QueryRefused,
     Refused,
@@ -66,15 +68,48 @@ class Commands(TyperGroup):
     """Commands whose errors become one sentence and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; what was read from a damaged ledger is shown, with its warning, and ends with 1."""
+        aloud.damage = None
+        log.addHandler(aloud)
         try:
-            return super().invoke(ctx)
+            done = super().invoke(ctx)
+        except typer.Exit as end:
+            raise typer.Exit(end.exit_code or _unsound()) from None
         except TokenBudgetError as error:
             complain(error)
             raise typer.Exit(code_of(error)) from None
         except KeyboardInterrupt:
             typer.echo("tokenbudget: interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        finally:
+            log.removeHandler(aloud)
+        if _unsound():
+            raise typer.Exit(REFUSED)
+        return done
+
+
+class Aloud(logging.Handler):
+    """Says on stderr what the package logs, as errors are said.
+
+    Attributes:
+        damage: why a ledger that this command opened is open for reading only.
+    """
+
+    damage: LedgerDamaged | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it in one line."""
+        for each in record.args if isinstance(record.args, tuple) else ():
+            self.damage = each if isinstance(each, LedgerDamaged) else self.damage
+        typer.echo(f"tokenbudget: {render.escaped(record.getMessage())}", err=True)
+
+
+aloud = Aloud(logging.WARNING)
+log = logging.getLogger("tokenbudget_lab")
+
+
+def _unsound() -> int:
+    return FINE if aloud.damage is None else REFUSED
 
 
 def code_of(error: TokenBudgetError) -> int:
@@ -88,6 +123,8 @@ def code_of(error: TokenBudgetError) -> int:
 
 def complain(error: TokenBudgetError) -> None:
     """Say what went wrong, on stderr, in one line."""
+    if isinstance(error, LedgerDamaged) and aloud.damage is not None and error.args == aloud.damage.args:
+        return  # it was said when the ledger was opened
     hint = next((f" {text}" for kind, text in _HINTS.items() if isinstance(error, kind)), "")
     text = render.escaped(str(error))
     typer.echo(f"tokenbudget: {text.rstrip('.') + '.' if hint else text}{hint}", err=True)

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
@@ -25,12 +26,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import marks, snapshots
 from ..clock import Mark
 from ..desk import Latch, finish
-from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, VersionMismatch
+from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
 from ..ids import new_id
-from ..place import Place, check_content, warn_if_shared
-from ..recovery import Checkpoint, Undisturbed, copy_aside, copy_once, cut_log, draft_of, log_of, put_back, rewrite_log
+from ..place import Place, check_content, out_of_files, warn_if_shared
+from ..recovery import Checkpoint, Undisturbed, copy_aside, copy_once, cut_log, log_of, new_folder, put_back, rewrite_log
 from ..rows import COLUMNS, PLAIN, from_arrow, from_plain, proved, to_batch, to_row
 from ..state import State
 from ..store import Loss
@@ -58,6 +59,7 @@ CHECKPOINT_LOG = 64 * 2**20  # bytes, or a tenth of the file where that is more
 _DAMAGE = re.compile(r"checksum|corrupt|WAL|replay|serializ|not a valid DuckDB|block|header|enough bytes", re.IGNORECASE)
 # What says nothing of the file: this process has it open already; the disk, or this process, is in trouble.
 _NO_DAMAGE = ("different configuration", *map(os.strerror, (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)))
+LEFT_OVER_S = 24 * 3600.0  # after which nobody is at work on a copy any more
 SNAPSHOT_EVENTS = 10_000  # behind the last snapshot, at closing
 MANY = 150  # from here on an Arrow batch is cheaper than the appender, and leaves the interpreter free while it is written
 
@@ -69,12 +71,13 @@ class DuckDBStore:
 
     Args:
         place: where it lives.
-        role: what this process is: `embedded`, or the `keeper`.
+        role: what this process is: `embedded`, the `keeper`, or in the middle of a `recovery`.
         accept_loss: go on without acknowledged events that the file has lost.
 
     Attributes:
         damage: why it is open for reading only.
         loss: what was given up, until it stands in the log.
+        told: what opening it put right by itself, for whoever asked for it to be opened.
 
     Raises:
         LedgerBusy: another process owns the file.
@@ -82,10 +85,13 @@ class DuckDBStore:
         VersionMismatch: a newer package made it.
     """
 
-    def __init__(self, place: Place, *, role: Literal["embedded", "keeper"] = "embedded", accept_loss: bool = False) -> None:
+    def __init__(
+        self, place: Place, *, role: Literal["embedded", "keeper", "recovery"] = "embedded", accept_loss: bool = False
+    ) -> None:
         self.place, self.where, self._role = place, str(place.file), role
         self.damage: LedgerDamaged | None = None
         self.loss: Loss | None = None
+        self.told: list[str] = []
         self._accept_loss, self._checkpoint, self._transactions = accept_loss, Checkpoint(place), 0
         self._as_left, self._acknowledged = Undisturbed(place), Head(0, b"")
         self._put_off = 0  # no checkpoint before so many transactions
@@ -95,20 +101,26 @@ class DuckDBStore:
         self._rows: weakref.WeakSet[Rows] = weakref.WeakSet()
         place.make_folder()
         warn_if_shared(place.file.parent)
+        try:
+            self._own(role)
+        except TokenBudgetError as error:
+            raise out_of_files(self.where, error) or error from error.__cause__
+        _open_stores.add(self)
+
+    def _own(self, role: str) -> None:
         self._lock = self._acquire()
         try:
             self._note_lock()
-            place.write_owner(role=role)
-            self._heads = Heads(place.heads)
+            self.place.write_owner(role=role)
+            self._heads = Heads(self.place.heads)
             self._undisturbed(self._open)
             self._transactions = self._logged()
         except OSError as error:
             self._lock.release()
-            raise StoreFailed(f"{place.folder}: {error}") from error
+            raise StoreFailed(f"{self.place.folder}: {error}") from error
         except BaseException:
             self._lock.release()
             raise
-        _open_stores.add(self)
 
     def _undisturbed(self, work: Callable[[], None]) -> None:
         """Run in a thread of its own: in the main thread Ctrl-C would end DuckDB's work somewhere in the middle.
@@ -195,9 +207,10 @@ class DuckDBStore:
                 con.close()
             kept = self._checkpoint.restore(keep=found is not None)
             if kept is not None:
-                log.warning(
-                    "%s: a checkpoint was cut short; the copy made before it is back, what was found is in %s", self.where, kept
+                self.told.append(
+                    f"{self.where}: a checkpoint was cut short; the copy made before it is back, what was found is in {kept}"
                 )
+                log.warning("%s", self.told[-1])
             con, found = self._look(head)
         try:
             self._checkpoint.end()
@@ -484,16 +497,13 @@ class DuckDBStore:
             return size > CHECKPOINT_LOG and size > self.place.file.stat().st_size // 10
         return False
 
-    def copy(self, name: str) -> str:
-        """A copy of file and log, in a folder beside the ledger; begun anew where an owner was killed in the middle of it."""
-        folder = self.place.folder / f"copy-{name}"
-        shutil.rmtree(folder, ignore_errors=True)
-        draft = copy_aside(self.place, draft_of(folder))
-        try:
-            draft.replace(folder)
-        except OSError as error:
-            raise StoreFailed(f"{draft} could not be renamed ({error})") from error
-        return str(folder / self.place.file.name)
+    def copy(self) -> str:
+        """A copy of file and log, in a new folder beside the ledger; those of backups that were killed long ago are removed."""
+        for old in self.place.folder.glob("copy-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - old.stat().st_mtime > LEFT_OVER_S:
+                    shutil.rmtree(old)
+        return str(copy_aside(self.place, new_folder(self.place, "copy")) / self.place.file.name)
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of these entries and commands, in order."""
@@ -653,6 +663,8 @@ def _is_damage(error: duckdb.Error) -> bool:
     """Whether DuckDB could get at the file and did not like what it found: no lock, permission or disk was in the way."""
     import duckdb
 
+    if out_of_files("", error):  # said of the log, it would look like damage
+        return False
     return not isinstance(error, duckdb.IOException) or bool(_DAMAGE.search(str(error)))
 
 

@@ -73,9 +73,9 @@ class MemoryStore:
     def tend(self, state: State) -> None:
         """Memory needs no care."""
 
-    def copy(self, name: str) -> str:
+    def copy(self) -> str:
         """There is no file."""
-        raise InvalidValue("backup", f"a ledger in memory has no file to copy (asked by {name})")
+        raise InvalidValue("backup", "a ledger in memory has no file to copy")
 
     def reopen(self) -> None:
         """Memory forgets nothing while it lasts."""
