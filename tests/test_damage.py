@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 import tokenbudget_lab as tbl
+from tests.soaking import Pace
 from tokenbudget_lab import link
 from tokenbudget_lab.cli import app
 from tokenbudget_lab.connection import recover
 from tokenbudget_lab.events import Event
 from tokenbudget_lab.heads import Head, Heads
 from tokenbudget_lab.place import Place, place_of
-from tokenbudget_lab.recovery import log_of
+from tokenbudget_lab.recovery import Checkpoint, log_of
 from tokenbudget_lab.stores import duckdb as store_module
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 
@@ -339,36 +342,38 @@ def is_noticed(place: Place) -> bool:
 @pytest.mark.parametrize("calls", [2])
 @pytest.mark.parametrize("every", [pytest.param(97, id="few"), pytest.param(1, id="all", marks=pytest.mark.soak)])
 @pytest.mark.timeout(3600)
-def test_a_log_cut_anywhere_is_noticed(place: Place, saved: Path, every: int) -> None:
+def test_a_log_cut_anywhere_is_noticed(place: Place, saved: Path, every: int, pace: Pace) -> None:
     """Each cut loses at least the end of the last commit."""
     size = log_of(place.file).stat().st_size
     cuts = range(0, size, every)
-    noticed = 0
-    for cut in cuts:
+    done = noticed = 0
+    for cut in pace.some(cuts):
+        done += 1
         put(saved, place)
         with log_of(place.file).open("rb+") as log:
             log.truncate(cut)
         noticed += is_noticed(place)
-    print(f"{noticed} of {len(cuts)} cuts noticed")  # noqa: T201 - the soak says what it did
-    assert noticed == len(cuts)
+    pace.says(f"{noticed} of {done} cuts noticed")
+    assert noticed == done
 
 
 @pytest.mark.parametrize("calls", [2])
 @pytest.mark.parametrize("every", [pytest.param(97, id="few"), pytest.param(1, id="all", marks=pytest.mark.soak)])
 @pytest.mark.timeout(7200)
-def test_a_byte_flipped_anywhere_is_noticed_or_harmless(place: Place, saved: Path, every: int) -> None:
+def test_a_byte_flipped_anywhere_is_noticed_or_harmless(place: Place, saved: Path, every: int, pace: Pace) -> None:
     """Harmless: everything that was acknowledged is there, and replays to the same balances."""
     data = log_of(place.file).read_bytes()
     offsets = range(0, len(data), every)
-    noticed = 0
-    for offset in offsets:
+    done = noticed = 0
+    for offset in pace.some(offsets):
+        done += 1
         put(saved, place)
         flipped = bytearray(data)
         flipped[offset] ^= 1 << offset % 8
         log_of(place.file).write_bytes(flipped)
         noticed += is_noticed(place)
-    print(f"{noticed} of {len(offsets)} flips noticed, {len(offsets) - noticed} harmless")  # noqa: T201 - as above
-    assert noticed > len(offsets) * 0.9
+    pace.says(f"{noticed} of {done} flips noticed, {done - noticed} harmless")
+    assert noticed > done * 0.9
 
 
 # --- the file, behind a checkpoint ------------------------------------------------------------------------------------------
@@ -397,12 +402,14 @@ def rows(place: Place) -> list[Event]:
         return list(ledger.desk.events(proof.events))
 
 
-def noticed(folded: Place, saved: Path, changes: list[Callable[[Place], None]]) -> tuple[int, int]:
+def noticed(folded: Place, saved: Path, pace: Pace, changes: list[Callable[[Place], None]]) -> tuple[int, int]:
     """How many of these changes are noticed, and how many harmless: the replay is what it was, bit for bit."""
     before, named = rows(folded), 0
     put(saved, folded)
     assert rows(folded) == before
-    for change in changes:
+    done = 0
+    for change in pace.some(changes):
+        done += 1
         put(saved, folded)
         change(folded)
         try:
@@ -411,13 +418,13 @@ def noticed(folded: Place, saved: Path, changes: list[Callable[[Place], None]]) 
             named += 1
         else:
             assert after == before
-    return named, len(changes) - named
+    return named, done - named
 
 
 @pytest.mark.parametrize("calls", [2])
 @pytest.mark.parametrize("every", [pytest.param(9973, id="few"), pytest.param(401, id="many", marks=pytest.mark.soak)])
 @pytest.mark.timeout(7200)
-def test_a_byte_flipped_in_the_file_is_noticed_or_harmless(folded: Place, saved: Path, every: int) -> None:
+def test_a_byte_flipped_in_the_file_is_noticed_or_harmless(folded: Place, saved: Path, every: int, pace: Pace) -> None:
     """Each of its headers, and bytes of all blocks, evenly spread; most of the file is unused space."""
 
     def flip(offset: int) -> Callable[[Place], None]:
@@ -433,15 +440,15 @@ def test_a_byte_flipped_in_the_file_is_noticed_or_harmless(folded: Place, saved:
     size = folded.file.stat().st_size
     headers = [at for at in range(3 * 4096) if at % 4096 < HEADER][:: max(1, every // 401)]
     offsets = sorted({*headers, *range(0, size, every)})
-    named, harmless = noticed(folded, saved, [flip(offset) for offset in offsets])
-    print(f"{named} of {len(offsets)} flips noticed, {harmless} harmless, in {size} bytes")  # noqa: T201 - as above
-    assert named > len(headers) // 2
+    named, harmless = noticed(folded, saved, pace, [flip(offset) for offset in offsets])
+    pace.says(f"{named} of {named + harmless} flips noticed, {harmless} harmless, in {size} bytes")
+    assert named > (named + harmless) // 20
 
 
 @pytest.mark.parametrize("calls", [2])
 @pytest.mark.parametrize("every", [pytest.param(19_997, id="few"), pytest.param(1999, id="many", marks=pytest.mark.soak)])
 @pytest.mark.timeout(7200)
-def test_a_file_cut_anywhere_is_noticed(folded: Place, saved: Path, every: int) -> None:
+def test_a_file_cut_anywhere_is_noticed(folded: Place, saved: Path, every: int, pace: Pace) -> None:
     """A file that lacks its end has lost events, or nothing that was in use."""
 
     def cut_at(size: int) -> Callable[[Place], None]:
@@ -449,9 +456,145 @@ def test_a_file_cut_anywhere_is_noticed(folded: Place, saved: Path, every: int) 
 
     size = folded.file.stat().st_size
     cuts = range(0, size, every)
-    named, harmless = noticed(folded, saved, [cut_at(cut) for cut in cuts])
-    print(f"{named} of {len(cuts)} cuts noticed, {harmless} harmless, of {size} bytes")  # noqa: T201 - as above
-    assert named > len(cuts) // 2
+    named, harmless = noticed(folded, saved, pace, [cut_at(cut) for cut in cuts])
+    pace.says(f"{named} of {named + harmless} cuts noticed, {harmless} harmless, of {size} bytes")
+    assert named > (named + harmless) // 2
+
+
+# --- what can be saved, is ---------------------------------------------------------------------------------------------------
+
+
+def test_a_torn_file_is_put_together_from_the_copy_before_its_checkpoint_and_its_log(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost then, though neither the file nor the copy has all of it.
+
+    checkpoint  behind a copy
+    call        4 more, in the log
+    torn        a block of the file
+    """
+    monkeypatch.setattr(store_module, "CHECKPOINT_TRANSACTIONS", 1)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        ledger.budget("lab").record(tokens=1).result()
+    monkeypatch.undo()
+    with tbl.connect(place.file, embedded=True) as ledger:
+        for _ in range(4):
+            ledger.budget("lab").record(tokens=1).result()
+        events = ledger.verify().events
+    with place.file.open("r+b") as file:
+        file.seek(12_288 + 100)
+        file.write(b"\xff" * 8)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.damage is not None
+        assert ledger.budget("lab").balance.committed_tokens == 10 * CALLS + 5
+    recover(place.file, accept_loss=True)
+    link.stop(place)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.verify().events == events + 1  # that it was recovered
+        assert ledger.budget("lab").balance.committed_tokens == 10 * CALLS + 5
+
+
+@pytest.mark.parametrize("name", ["spend.duckdb", "replay-wal-block.duckdb"])
+def test_a_file_that_another_program_has_open_is_busy_and_not_damaged(tmp_path: Path, name: str) -> None:
+    """Whatever its name is; the other one is named, and nothing is copied or cut."""
+    path = tmp_path / name
+    with tbl.connect(path, embedded=True) as ledger:
+        ledger.budget("lab", tokens=10).record(tokens=1).result()
+    code = "import sys, duckdb; con = duckdb.connect(sys.argv[1], read_only=True); print('up', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"up\n"
+        asks: list[Callable[[], object]] = [lambda: tbl.connect(path, embedded=True), lambda: tbl.connect(path)]
+        asks.append(lambda: recover(path, accept_loss=True))
+        for ask in asks:
+            with pytest.raises(tbl.FileInUse) as held:
+                ask()
+            assert held.value.pid == other.pid
+        other.communicate(b"")
+    assert not list(place_of(path).folder.glob("damaged-*"))
+    with tbl.connect(path, embedded=True) as ledger:
+        assert ledger.budget("lab").balance.committed_tokens == 1
+        ledger.verify()
+
+
+def test_a_folder_that_was_copied_in_a_checkpoint_takes_no_newer_file_back(place: Place, tmp_path: Path) -> None:
+    """A sync client may put it back; the file has all that its heads say, and more."""
+    checkpoint = Checkpoint(place)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        seq = ledger.verify().events
+    checkpoint.begin(seq)
+    shutil.copytree(place.folder, tmp_path / "synced")
+    checkpoint.end()
+    with tbl.connect(place.file, embedded=True) as ledger:
+        ledger.budget("lab").record(tokens=1).result()
+        events = ledger.verify().events
+    shutil.rmtree(place.folder)
+    shutil.copytree(tmp_path / "synced", place.folder)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.verify().events == events > seq
+
+
+def test_a_gap_in_the_middle_is_damage_from_there_on(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older file takes a newer log that begins behind it: what stands before the gap is read, and kept where it is accepted.
+
+    backup      of 6 calls
+    call        3 more, and a checkpoint
+    call        2 more, in the log
+    put back    the backup, beside that log
+    """
+    with tbl.connect(place.file, embedded=True) as ledger:
+        before = ledger.verify().events
+    older = tmp_path / "older.duckdb"
+    shutil.copy(place.file, older)
+    shutil.copy(log_of(place.file), log_of(older))
+    with duckdb.connect(str(older)) as con:
+        con.execute("checkpoint")
+    with monkeypatch.context() as patch, tbl.connect(place.file, embedded=True) as ledger:
+        for _ in range(3):
+            ledger.budget("lab").record(tokens=1).result()
+        patch.setattr(store_module, "CHECKPOINT_TRANSACTIONS", 1)
+        ledger.budget("lab").record(tokens=1).result()
+        patch.undo()
+        for _ in range(2):
+            ledger.budget("lab").record(tokens=1).result()
+    shutil.rmtree(place.folder / "before", ignore_errors=True)
+    shutil.copy(older, place.file)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.damage is not None
+        assert ledger.damage.seq == before + 1
+        assert ledger.budget("lab").balance.committed_tokens == 10 * CALLS
+        with pytest.raises(tbl.LedgerDamaged):
+            ledger.budget("lab").record(tokens=1).result()
+    recover(place.file, accept_loss=True)
+    link.stop(place)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        ledger.budget("lab").record(tokens=1).result()
+        assert ledger.verify().events == before + 2
+        assert ledger.budget("lab").balance.committed_tokens == 10 * CALLS + 1
+
+
+def test_half_a_note_beside_a_copy_is_no_trouble(place: Place) -> None:
+    """What a full disk leaves of it: the damage is copied once more."""
+    delete_log(place)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.damage is not None
+    for note in place.folder.glob("damaged-*/found.json"):
+        note.write_text("")
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.damage is not None
+    recover(place.file, accept_loss=True)
+    link.stop(place)
+
+
+def test_a_log_whose_file_is_gone_is_in_the_way_of_a_new_ledger_and_stays(place: Place) -> None:
+    """File and folder were removed, the log was forgotten."""
+    place.file.unlink()
+    shutil.rmtree(place.folder)
+    data = log_of(place.file).read_bytes()
+    with pytest.raises(tbl.NotALedger, match="move the log away"):
+        tbl.connect(place.file, embedded=True)
+    assert log_of(place.file).read_bytes() == data
+    assert not place.file.exists()
 
 
 # --- the heads ----------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
         ["/spend.duckdb", "4711", "cluster-3", "Use PostgreSQL."],
     ),
     (errors.LedgerBusy("/spend.duckdb"), ["/spend.duckdb is held by another process"]),
+    (errors.FileInUse("/spend.duckdb", 4711), ["/spend.duckdb", "4711", "tokenbudget backup"]),
     (errors.KeeperUnreachable("/spend.duckdb", "none came up"), ["/spend.duckdb", "none came up"]),
     (errors.VersionMismatch("schema", 1, 2), ["schema version 2 found", "speaks 1"]),
     (errors.NotALedger("/x", "it is empty"), ["/x is no ledger: it is empty"]),

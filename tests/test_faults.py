@@ -31,6 +31,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.history import checked, recorded
+from tests.soaking import Pace
 from tokenbudget_lab import link
 from tokenbudget_lab.commands import Adjust, Command, Commit, Lose, Record, Reserve, Rollback, SetBudget
 from tokenbudget_lab.desk import DirectBox, Ticket
@@ -596,17 +597,17 @@ class Bench:
         return run.control.fired > 0, wrong
 
     def sweep(
-        self, patch: pytest.MonkeyPatch, error: str, duration: str, most: int | None, *, shift: int = 0, way: Way
+        self, patch: pytest.MonkeyPatch, pace: Pace, error: str, duration: str, most: int | None, *, shift: int = 0, way: Way
     ) -> list[str]:
         """One run for each call, or for some of them, evenly spread; all that went wrong and was not known to."""
         calls = self.calls(patch, way)
         total = len([call for call in calls if error != "torn" or call.split()[0] in TORN])
         runs = min(most or total, total)
         chosen = sorted({1 + (shift + n * total // runs) % total for n in range(runs)})
-        ends = [self.run(patch, Fault(at, error, duration, way.reads), way) for at in chosen]
+        ends = [self.run(patch, Fault(at, error, duration, way.reads), way) for at in pace.some(chosen)]
         wrong = [end for _, end in ends if end is not None]
         fired = sum(fired for fired, _ in ends)
-        print(f"{way}: {error}, {duration}: {fired} faults in {len(chosen)} runs, of {total} calls; {len(wrong)} went wrong")  # noqa: T201 - the soak says what it did
+        pace.says(f"{way}: {error}, {duration}: {fired} faults in {len(ends)} runs, of {total} calls; {len(wrong)} went wrong")
         return wrong
 
 
@@ -626,7 +627,7 @@ VARIANTS = [(error, duration) for duration in DURATIONS for error in ERRORS]
 @few_or_all
 @pytest.mark.parametrize(("error", "duration"), VARIANTS)
 def test_a_keeper_whose_disk_fails_loses_nothing_and_decides_nothing_twice(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: str, duration: str, calls: str
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, pace: Pace, error: str, duration: str, calls: str
 ) -> None:
     """Each write and each sync of a keeper fails, from its start until it has left.
 
@@ -634,17 +635,19 @@ def test_a_keeper_whose_disk_fails_loses_nothing_and_decides_nothing_twice(
     acknowledged has its event, once; each that was not can be sent again; the ledger is sound and takes new calls.
     """
     shift = 7 * VARIANTS.index((error, duration))  # so that the few are others for each
-    assert bench.sweep(monkeypatch, error, duration, FEW[duration] if calls == "few" else None, shift=shift, way=Way()) == []
+    assert (
+        bench.sweep(monkeypatch, pace, error, duration, FEW[duration] if calls == "few" else None, shift=shift, way=Way()) == []
+    )
 
 
 @few_or_all
 @pytest.mark.parametrize(("error", "duration"), [("EIO", "once"), ("torn", "a while"), ("ENOSPC", "to the end")])
 def test_an_embedded_ledger_whose_disk_fails_loses_nothing_either(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: str, duration: str, calls: str
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, pace: Pace, error: str, duration: str, calls: str
 ) -> None:
     """The same without a keeper; and the process, which is a researcher's notebook, lives on."""
     shift = 11 * VARIANTS.index((error, duration))
-    assert bench.sweep(monkeypatch, error, duration, 1 if calls == "few" else None, shift=shift, way=EMBEDDED) == []
+    assert bench.sweep(monkeypatch, pace, error, duration, 1 if calls == "few" else None, shift=shift, way=EMBEDDED) == []
 
 
 @few_or_all
@@ -652,7 +655,7 @@ def test_an_embedded_ledger_whose_disk_fails_loses_nothing_either(
 @pytest.mark.parametrize("scene", ["checkpoints", "cut short", "torn"])
 @pytest.mark.timeout(3600)
 def test_a_disk_that_fails_in_a_checkpoint_or_in_the_way_back_from_one_loses_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, scene: str, error: str, duration: str, calls: str
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, pace: Pace, scene: str, error: str, duration: str, calls: str
 ) -> None:
     """Each call of an opening, of checkpoints, snapshots, copies and a backup fails; the same is claimed.
 
@@ -661,19 +664,19 @@ def test_a_disk_that_fails_in_a_checkpoint_or_in_the_way_back_from_one_loses_not
     """
     shift = 13 * VARIANTS.index((error, duration))
     way = Way(scene, embedded=True)
-    assert bench.sweep(monkeypatch, error, duration, 1 if calls == "few" else None, shift=shift, way=way) == []
+    assert bench.sweep(monkeypatch, pace, error, duration, 1 if calls == "few" else None, shift=shift, way=way) == []
 
 
 @few_or_all
 @pytest.mark.parametrize(("error", "duration"), [("EIO", "once"), ("torn", "a while"), ("ENOSPC", "to the end")])
 @pytest.mark.timeout(3600)
 def test_a_keeper_whose_disk_fails_in_a_checkpoint_loses_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: str, duration: str, calls: str
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, pace: Pace, error: str, duration: str, calls: str
 ) -> None:
     """The same through a keeper."""
     shift = 17 * VARIANTS.index((error, duration))
     way = Way("checkpoints")
-    assert bench.sweep(monkeypatch, error, duration, 1 if calls == "few" else None, shift=shift, way=way) == []
+    assert bench.sweep(monkeypatch, pace, error, duration, 1 if calls == "few" else None, shift=shift, way=way) == []
 
 
 @few_or_all
@@ -681,11 +684,11 @@ def test_a_keeper_whose_disk_fails_in_a_checkpoint_loses_nothing(
 @pytest.mark.parametrize("scene", ["checkpoints", "torn"])
 @pytest.mark.timeout(3600)
 def test_a_disk_that_cannot_be_read_is_a_named_error_until_it_can(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, scene: str, duration: str, calls: str
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, pace: Pace, scene: str, duration: str, calls: str
 ) -> None:
     """Each call that opens or reads one of a ledger's files fails; what is there stays there, whatever was read of it."""
     way = Way(scene, embedded=True, reads=True)
-    assert bench.sweep(monkeypatch, "EIO", duration, 2 if calls == "few" else None, shift=5, way=way) == []
+    assert bench.sweep(monkeypatch, pace, "EIO", duration, 2 if calls == "few" else None, shift=5, way=way) == []
 
 
 def test_a_ledger_that_could_not_be_made_is_made_at_the_next_attempt(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

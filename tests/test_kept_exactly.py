@@ -243,6 +243,7 @@ def test_what_looks_like_an_api_key_is_no_name_and_no_key_and_is_not_said_again(
         "disk-usage",
         "skill",
         "mask-abcdefghij",
+        "sk-learn-baseline",
         "the bearer of this certificate",
         "https://host:8080/a@b",
         "https://host/u:p@x",

@@ -64,6 +64,7 @@ _ERRORS = (
     "BudgetLost",
     "CallsUnpriced",
     "ClockJumped",
+    "FileInUse",
     "IdConflict",
     "InvalidType",
     "InvalidValue",

@@ -13,7 +13,8 @@ from typing import Any
 _EXACT = Context(prec=60)  # the caller's own may round to three digits
 # Keys as providers print them, and passwords in URLs; what looks like one is neither stored nor shown.
 _SECRETS = re.compile(
-    r"(?<![A-Za-z0-9])(?:sk-[A-Za-z0-9_-]{8,}|Bearer\s+\S+|(?i:bearer)\s+(?=\S*\d)\S{8,}|A[KS]IA[0-9A-Z]{12,}"
+    r"(?<![A-Za-z0-9])(?:sk-(?:[A-Za-z0-9]{10,}|(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{20,})"
+    r"|Bearer\s+\S+|(?i:bearer)\s+(?=\S*\d)\S{8,}|A[KS]IA[0-9A-Z]{12,}"
     r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|glpat-[A-Za-z0-9_-]{16,}|xox[a-z]-[A-Za-z0-9-]{8,}"
     r"|AIza[0-9A-Za-z_-]{20,}|(?:hf|gsk|r8)_[A-Za-z0-9]{16,}|(?:xai|pplx)-[A-Za-z0-9]{16,}|nvapi-[A-Za-z0-9_-]{16,})"
     r"|(?<=://)[^\s/?#@:]*:[^\s/?#@]+(?=@)"
@@ -408,6 +409,25 @@ class LedgerBusy(LedgerUnavailable):
         who = f"process {self.pid}" if self.pid else "another process"
         where = f" on {self.host}" if self.host else ""
         return f"{self.path} is held by {who}{where}. {self.advice}".rstrip()
+
+
+class FileInUse(LedgerUnavailable):
+    """Another program has opened the ledger's file with DuckDB, past its owner.
+
+    Attributes:
+        path: the file.
+        pid: which process.
+    """
+
+    def __init__(self, path: str, pid: int) -> None:
+        super().__init__(path, pid)
+        self.path, self.pid = path, pid
+
+    def _text(self) -> str:
+        return (
+            f"{self.path} is open in process {self.pid}, which uses DuckDB on the file itself; nothing was changed. Close it "
+            "there; queries belong to ledger.sql(...), or to a copy made by `tokenbudget backup`."
+        )
 
 
 class KeeperUnreachable(LedgerUnavailable):

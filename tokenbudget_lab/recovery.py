@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -240,8 +241,9 @@ def copy_once(place: Place) -> Path:
     found = [_looks(path) for path in (place.file, log_of(place.file), place.heads)]
     for folder in sorted(place.folder.glob("damaged-*")):
         note = folder / "found.json"
-        if note.exists() and json.loads(note.read_text()) == found:
-            return folder
+        with suppress(OSError, ValueError):  # half a note: copied once more
+            if json.loads(note.read_text()) == found:
+                return folder
     folder = copy_aside(place, new_folder(place, "damaged"))
     try:
         shutil.copyfile(place.heads, folder / "heads")
@@ -309,10 +311,64 @@ def new_folder(place: Place, what: str) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def cut_log(log: Path, said: str) -> None:
-    """Shorten a copy of a log to what stands before the entry that DuckDB cannot replay; its rest is a whole prefix."""
+def readable_copy(found: Path, before: Path, name: str, said: str, last_of: Callable[[Path], int]) -> Path | None:
+    """Of all that can be made of a damaged file, what has the most events.
+
+    That is, in this order: file and log as they are; the log cut before the entry that DuckDB cannot replay; the copy from
+    before the last checkpoint, folded, with the log that was written since; no log; that copy as it is.
+
+    Args:
+        found: the folder with the copy of what was found; the result is made in it.
+        before: the folder with the copy from before the last checkpoint.
+        name: the ledger's.
+        said: what DuckDB said of it.
+        last_of: the last event of a file; -1 where it cannot be read.
+    """
+    best, most = None, -1
+    for number, (source, prepare) in enumerate(
+        (
+            (found, None),
+            (found, lambda log: _cut(log, said)),
+            (before, lambda log: _fold(log, found)),
+            (found, _drop),
+            (before, None),
+        )
+    ):
+        if not (source / name).exists():
+            continue
+        folder = found / f"readable-{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("readable*", "found.json", "heads"))
+        file = folder / name
+        if prepare is not None:
+            prepare(log_of(file))
+        last = last_of(file)
+        if last > most:
+            worse, best, most = best, file, last
+        else:
+            worse = file
+        if worse is not None:
+            shutil.rmtree(worse.parent, ignore_errors=True)
+    return best
+
+
+def _cut(log: Path, said: str) -> None:
     found = _POSITION.search(said)
-    keep = max(int(found[1]) - 1, 0) if found else 0
     with suppress(FileNotFoundError), log.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
-        file.truncate(keep if keep < size else 0)
+        keep = max(int(found[1]) - 1, 0) if found else size
+        file.truncate(min(keep, size))
+
+
+def _drop(log: Path) -> None:
+    log.unlink(missing_ok=True)
+
+
+def _fold(log: Path, found: Path) -> None:
+    """Fold a log into its file, and put the one in its place that was found."""
+    import duckdb
+
+    with suppress(duckdb.Error), duckdb.connect(str(log.with_suffix(""))) as con:
+        con.execute("checkpoint")
+    if not log.exists() and (found / log.name).exists():
+        shutil.copyfile(found / log.name, log)

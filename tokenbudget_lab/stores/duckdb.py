@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import marks, snapshots
 from ..clock import Mark
 from ..desk import Latch, finish
-from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
+from ..errors import FileInUse, LedgerDamaged, LedgerForked, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
 from ..heads import Head, Heads, sync_folder
 from ..ids import new_id
 from ..place import Place, check_content, out_of_files, warn_if_shared
-from ..recovery import Checkpoint, Undisturbed, copy_aside, copy_once, cut_log, log_of, new_folder, put_back, rewrite_log
+from ..recovery import Checkpoint, Undisturbed, copy_aside, copy_once, log_of, new_folder, put_back, readable_copy, rewrite_log
 from ..rows import COLUMNS, PLAIN, from_arrow, from_plain, proved, to_batch, to_row
 from ..state import State
 from ..store import Loss
@@ -56,6 +56,7 @@ _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa
 CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", "10000"))  # half a second to replay
 LOGGED = 2_000  # bytes of log per transaction: 1.2 kB of a record, 2.9 kB of a call with tags, 4.8 kB of one with a price
 CHECKPOINT_LOG = 64 * 2**20  # bytes, or a tenth of the file where that is more
+_HOLDER = re.compile(r"Could not set lock on file.*?PID (\d+)", re.DOTALL)
 _DAMAGE = re.compile(r"checksum|corrupt|WAL|replay|serializ|not a valid DuckDB|block|header|enough bytes", re.IGNORECASE)
 # What says nothing of the file: this process has it open already; the disk, or this process, is in trouble.
 _NO_DAMAGE = ("different configuration", *map(os.strerror, (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)))
@@ -94,6 +95,7 @@ class DuckDBStore:
         self.told: list[str] = []
         self._accept_loss, self._checkpoint, self._transactions = accept_loss, Checkpoint(place), 0
         self._as_left, self._acknowledged = Undisturbed(place), Head(0, b"")
+        self._whole_before: int | None = None  # while it is damaged: what stands from here on does not count
         self._put_off = 0  # no checkpoint before so many transactions
         self._snapped = 0  # `seq` of the snapshot
         self._pid = os.getpid()
@@ -170,6 +172,7 @@ class DuckDBStore:
         if self._acknowledged.seq > (head.seq if head is not None else 0):  # the heads were lost while it was open
             head = self._acknowledged
         if not self.place.file.exists() and (head is None or self._accept_loss):
+            self._clear_the_way()
             self._make()
         con, found = self._settled(head)
         if found is not None:
@@ -201,7 +204,8 @@ class DuckDBStore:
         con, found = self._look(head)
         if not self._checkpoint.interrupted:
             return con, found
-        ended = con is not None and found is None and head is not None and self._checkpoint.is_behind(head.seq)
+        last = 0 if con is None or found is not None else _last(con)  # an older folder may have been put beside a newer file
+        ended = self._checkpoint.is_behind(last)
         if not ended and self._checkpoint.has_copy:
             if con is not None:  # what was written may not be on the disk, though it can be read; the copy is
                 con.close()
@@ -239,7 +243,10 @@ class DuckDBStore:
             con = self._connect(self.place.file)
         except duckdb.Error as error:
             self._tell_trouble(error)
-            if nothing or not _is_damage(error):
+            held = _HOLDER.search(str(error))
+            if held is not None:
+                raise FileInUse(self.where, int(held[1])) from error
+            if nothing or not _is_damage(error, self.place.file):
                 raise NotALedger(self.where, f"DuckDB cannot open it ({_first_line(error)})") from error
             return None, (0, f"DuckDB cannot open it: {_first_line(error)}")
         try:
@@ -290,7 +297,7 @@ class DuckDBStore:
             raise
         readable = None
         if con is None:
-            readable = self._readable(copy, reason)
+            readable = readable_copy(copy, self._checkpoint.copy, self.place.file.name, reason, self._prefix)
             if readable is None:
                 raise LedgerDamaged(seq, f"{reason}; nothing of it can be read", self.where, head.seq, str(copy))
             con = self._connect(readable, read_only=True)
@@ -298,35 +305,51 @@ class DuckDBStore:
         elif not self._accept_loss:
             con = self._connect(self.place.file, read_only=True)
         if not self._accept_loss:
+            self._whole_before = seq
             self.damage = LedgerDamaged(seq, reason, self.where, head.seq, str(copy))
             log.warning("%s", self.damage)
             return con
-        self.damage, self.loss = None, Loss(seq, head.seq, reason, copy.name)
+        self.damage, self.loss, self._whole_before = None, Loss(seq, head.seq, reason, copy.name), None
         if readable is not None:
             con.close()
             put_back(self.place, readable.parent, readable.name)
             con = self._connect(self.place.file)
+        elif _last(con) >= seq:  # what stands behind a gap cannot be kept
+            con.close()
+            self._make(copy / self.place.file.name, seq)
+            log_of(self.place.file).unlink(missing_ok=True)
+            con = self._connect(self.place.file)
         return con
 
-    def _readable(self, copy: Path, reason: str) -> Path | None:
-        """A copy of what was found that DuckDB does open: without the end of its log, or without all of it, or older."""
+    def _prefix(self, file: Path) -> int:
+        """The last event of a file that is whole; -1 where DuckDB does not open it, or events are missing."""
         import duckdb
 
-        folder = copy / "readable"
-        for source, cut in ((copy, reason), (copy, ""), (self._checkpoint.copy, reason)):
-            shutil.rmtree(folder, ignore_errors=True)
-            if not (source / self.place.file.name).exists():
-                continue
-            shutil.copytree(source, folder, ignore=shutil.ignore_patterns("readable"))
-            file = folder / self.place.file.name
-            cut_log(log_of(file), cut)
-            with contextlib.suppress(duckdb.Error), self._connect(file, read_only=True) as con:
-                con.execute("select count(hash), max(seq) from events").fetchall()
-                return file
-        return None
+        with contextlib.suppress(duckdb.Error), self._connect(file, read_only=True) as con:
+            last = int(con.execute("select coalesce(max(seq), 0), count(hash) from events").fetchall()[0][0])
+            gap = _gap(con, last)
+            return last if gap is None else -1
+        return -1
 
-    def _make(self) -> None:
-        """A new ledger, made aside and put in its place in one step: killed before, there is none, and no half of one."""
+    def _clear_the_way(self) -> None:
+        """A log without its file belongs to what was there before, and no new file can be opened beside it."""
+        log = log_of(self.place.file)
+        if not log.exists():
+            return
+        if not self._accept_loss:
+            raise NotALedger(
+                self.where, f"its file is gone and its log is there: put the file back beside {log}, or move the log away"
+            )
+        copy_once(self.place)
+        log.unlink()
+
+    def _make(self, kept: Path | None = None, before: int = 0) -> None:
+        """A ledger, made aside and put in its place in one step: killed before, there is none, and no half of one.
+
+        Args:
+            kept: a file whose events it begins with; none where it is new.
+            before: up to which `seq`, that one left out.
+        """
         import duckdb
 
         draft = self.place.folder / "new.duckdb"
@@ -340,6 +363,10 @@ class DuckDBStore:
                 con.execute(folder.joinpath("views.sql").read_text())
                 con.execute("insert into meta values ('schema', ?)", [str(SCHEMA_VERSION)])
                 con.execute("commit")
+                if kept is not None:
+                    con.execute("attach '{}' as kept (read_only)".format(str(kept).replace("'", "''")))
+                    con.execute("insert into events select * from kept.events where seq < ? order by seq", [before])
+                    con.execute("detach kept")
                 con.execute("checkpoint")  # said, because what fails while it closes is not told
             if log_of(draft).exists():
                 raise OSError(f"{log_of(draft)} could not be folded into it")
@@ -380,6 +407,8 @@ class DuckDBStore:
     def load(self, after: int = 0) -> Iterator[Event]:
         """All events with a larger `seq`, in order."""
         where = f"where seq > {int(after)}"
+        if self._whole_before is not None:
+            where += f" and seq < {self._whole_before}"
         if _last(self._con) - after >= _FETCH:  # importing Arrow takes longer than it saves for few, and room for many
             return from_arrow(self._arrow(where))
         few = self._con.cursor().execute(f"select {PLAIN} from events {where} order by seq")  # noqa: S608 - names of our own
@@ -652,6 +681,9 @@ class Rows:
 def _missing(con: duckdb.DuckDBPyConnection, head: Head) -> tuple[int, str] | None:
     """From which event on the file is not what was acknowledged, and why."""
     there = _last(con)
+    gap = _gap(con, there)
+    if gap is not None:
+        return gap, f"events are missing or double from event {gap} on, though later ones are there"
     if there < head.seq:
         return there + 1, f"{head.seq - there} events are missing behind event {there}"
     if _hash_of(con, head.seq) != head.hash:
@@ -659,13 +691,27 @@ def _missing(con: duckdb.DuckDBPyConnection, head: Head) -> tuple[int, str] | No
     return None
 
 
-def _is_damage(error: duckdb.Error) -> bool:
+def _gap(con: duckdb.DuckDBPyConnection, last: int) -> int | None:
+    """The first `seq` that is not there once, before the last one; the count alone tells where all is well."""
+    count = "select count(*) from events"
+    if con.cursor().execute(count).fetchall() == [(last,)]:
+        return None
+    first_wrong = """
+        select coalesce(min(place), 1) from (
+            select seq, row_number() over (order by seq) as place from events where seq > 0
+        ) where seq is distinct from place
+    """
+    return int(con.cursor().execute(first_wrong).fetchall()[0][0])
+
+
+def _is_damage(error: duckdb.Error, file: Path) -> bool:
     """Whether DuckDB could get at the file and did not like what it found: no lock, permission or disk was in the way."""
     import duckdb
 
-    if out_of_files("", error):  # said of the log, it would look like damage
+    said = str(error).replace(str(file), "")  # whatever its name is
+    if out_of_files("", error) or "Could not set lock" in said:  # said of the log, it would look like damage
         return False
-    return not isinstance(error, duckdb.IOException) or bool(_DAMAGE.search(str(error)))
+    return not isinstance(error, duckdb.IOException) or bool(_DAMAGE.search(said))
 
 
 # Over cursors, whose optimizer is on: it skips what cannot hold the row, and nothing stands in the way of the next append.
