@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
-from itertools import accumulate, chain, islice
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, chain, islice, repeat
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .events import FIELDS, GENESIS, Event, Tags
 from .usage import EXACT
@@ -24,6 +25,8 @@ COLUMNS: tuple[str, ...] = FIELDS
 USD = ("held_usd", "usd")
 INSTANTS = ("ts", "expires")
 TEXT = ("kind", "command", "budget", "reservation", "key", "basis", "provider", "model", "response_id", "origin", "detail")
+T = TypeVar("T")
+_new = tuple.__new__
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - DuckDB's TIMESTAMP has no zone; by rule it is UTC
 
 
@@ -80,16 +83,36 @@ def _text(column: str) -> str:
     return f"coalesce({f'to_json({column}::varchar)' if column in TEXT else _plain(column)}::varchar, 'null')"
 
 
+# What the fold reads, amounts as 64 bits: those of more than nine million dollars count as unproved, and come whole.
+_FOLDED = (*COLUMNS[:14], "expires", "detail", "hash")
+_SMALL = {name: f"try_cast({_plain(name)} as bigint)" for name in USD}
+_FOLDED_PLAIN = ", ".join(_SMALL.get(name, _plain(name)) for name in _FOLDED)
 _HASH = COLUMNS.index("hash")
 _CANONICAL = f"'[' || concat_ws(',', {', '.join(_text(column) for column in COLUMNS[:_HASH])}) || ']'"
 _BEFORE = "lag(hash, 1, getvariable('previous')) over (order by seq)"
-_CONTINUES = f"coalesce(unhex(sha256({_BEFORE} || encode({_CANONICAL}))) = hash, false)"
+_CONTINUES = f"unhex(sha256({_BEFORE} || encode({_CANONICAL}))) = hash"
+_WHOLE = " and ".join(f"({name} is null or {small} is not null)" for name, small in _SMALL.items())
+_PROVED = f"coalesce({_CONTINUES} and {_WHOLE}, false)"
 
 
 def from_plain(rows: Iterable[tuple[Any, ...]]) -> Iterator[Event]:
     """Rows of `select PLAIN` as the events that they were made from."""
     for row in rows:
-        yield Event._make((*row[:7], _starts(row[7]), *row[8:24], _tags(row[24]), row[25], row[26]))
+        starts, tags = row[7], row[24]
+        starts = () if starts == "[]" else _starts(starts)
+        yield _new(Event, (*row[:7], starts, *row[8:24], () if tags is None else _tags(tags), row[25], row[26]))
+
+
+def _folded(rows: Iterable[tuple[Any, ...]]) -> list[Event]:
+    """Rows of what the fold reads as events that lack the rest."""
+    unread, before = (None,) * 5, (None, None, None, None, ())
+    return [
+        _new(
+            Event,
+            (*row[:7], () if row[7] == "[]" else _starts(row[7]), *row[8:14], *unread, row[14], *before, row[15], row[16]),
+        )
+        for row in rows
+    ]
 
 
 @lru_cache(maxsize=4096)
@@ -98,8 +121,8 @@ def _starts(text: str) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _tags(text: str | None) -> Tags:
-    return () if text is None else tuple(sorted(json.loads(text).items()))
+def _tags(text: str) -> Tags:
+    return tuple(sorted(json.loads(text).items()))
 
 
 @lru_cache(maxsize=1)
@@ -170,21 +193,26 @@ def _decimals(pico: Sequence[int | None], kind: pa.DataType) -> pa.Array:
 
 def from_arrow(reader: pa.RecordBatchReader) -> Iterator[Event]:
     """Arrow record batches with all columns, in order of `seq`, as the events that they were made from."""
-    for rows in _batches(reader, PLAIN):
+    for rows in _ahead(_batches(reader, f"{PLAIN}, true")):
         yield from from_plain(rows)
 
 
 def proved(reader: pa.RecordBatchReader) -> Iterator[tuple[Event, bool]]:
-    """As `from_arrow`, each with whether its hash was found to continue the chain.
+    """Events as from `from_arrow`, each with whether its hash was found to continue the chain.
 
     DuckDB computes the hashes, of a text that differs from the canonical bytes where a string has other than plain characters.
-    So what it finds is right is right, and what it does not find is to be looked at again.
+    So what it finds is right is right, and what it does not find is to be looked at again. Of what is right only those fields
+    are there that the fold reads.
     """
-    for rows in _batches(reader, f"{PLAIN}, {_CONTINUES} as continues"):
-        yield from zip(from_plain(rows), (row[-1] for row in rows), strict=True)
+    for rows in _ahead(_batches(reader, f"{_FOLDED_PLAIN}, {_PROVED}")):
+        if rows and rows[0][-1]:
+            yield from zip(_folded(rows), repeat(True), strict=False)
+        else:
+            yield from zip(from_plain(rows), repeat(False), strict=False)
 
 
 def _batches(reader: pa.RecordBatchReader, columns: str) -> Iterator[list[tuple[Any, ...]]]:
+    """Rows of each batch that end with the hash, and whether this was enough; where it was not for all, rows of `PLAIN`."""
     import duckdb
     import pyarrow as pa
 
@@ -194,6 +222,17 @@ def _batches(reader: pa.RecordBatchReader, columns: str) -> Iterator[list[tuple[
             con.register("batch", pa.Table.from_batches([batch]))
             con.execute("set variable previous = ?::blob", [previous])
             rows = con.execute(f"select {columns} from batch order by seq").fetchall()  # noqa: S608 - names of our own
+            if not all(row[-1] for row in rows):
+                rows = con.execute(f"select {PLAIN}, false from batch order by seq").fetchall()  # noqa: S608 - as above
             con.unregister("batch")
             yield rows
-            previous = rows[-1][_HASH] if rows else previous
+            previous = rows[-1][-2] if rows else previous
+
+
+def _ahead(batches: Iterator[T]) -> Iterator[T]:
+    """The same, each made in another thread while the one before is used: DuckDB computes without the interpreter's lock."""
+    with ThreadPoolExecutor(1, "tokenbudget rows") as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch

@@ -49,7 +49,7 @@ from .errors import (
 from .events import Event
 from .ids import new_id
 from .line import Line, Waiter
-from .state import State
+from .state import State, seldom_collected
 from .store import Store
 
 # What the writer does beside deciding, and what reads only.
@@ -147,8 +147,9 @@ class Writer:
 
     def _rebuild(self) -> None:
         state = self.store.snapshot() or State()
-        for event in self.store.load(state.seq):
-            state.apply(event)
+        with seldom_collected():
+            for event in self.store.load(state.seq):
+                state.apply(event)
         self.decisions = Decisions(state, self.ids)
         self._broken = False
 
