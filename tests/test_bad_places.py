@@ -18,6 +18,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tokenbudget_lab import link
+from tokenbudget_lab import place as place_module
 from tokenbudget_lab.events import SCHEMA_VERSION
 from tokenbudget_lab.place import place_of
 from tokenbudget_lab.recovery import log_of
@@ -380,6 +381,25 @@ def test_who_owns_the_file_is_named_to_whoever_comes_second(tmp_path: Path) -> N
         assert busy.value.path == str(tmp_path / "spend.duckdb")
         lab.record(usd="0.30").result()
     opened(tmp_path / "spend.duckdb")
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"), [("nfs4", True), ("fuse.sshfs", True), ("ext4", False), ("fuse.gvfsd-fuse", False)]
+)
+def test_a_network_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, *, refused: bool) -> None:
+    """Locks and syncs do not hold there; the longest mount point above the file counts."""
+    share = tmp_path / "a share"
+    share.mkdir()
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nhost:/home {str(share).replace(' ', chr(92) + '040')} {kind} rw 0 0\n")
+    monkeypatch.setattr(place_module, "MOUNTS", mounts)
+    opened(tmp_path / "local.duckdb")
+    if refused:
+        with pytest.raises(tbl.NotALedger, match="network share"):
+            opened(share / "spend.duckdb")
+        assert list(share.iterdir()) == []
+    else:
+        opened(share / "spend.duckdb")
 
 
 # --- what is prepared in the folder ------------------------------------------------------------------------------------------

@@ -115,6 +115,12 @@ class Place:
         return LedgerBusy(str(self.file), told.get("pid"), host, advice)
 
 
+MOUNTS = Path("/proc/self/mounts")
+_SHARES = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "sshfs", "afs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs", "davfs"}
+)
+
+
 def place_of(where: Any) -> Place:
     """Check a path and find the ledger that it names; two names of one file give one place.
 
@@ -152,8 +158,26 @@ def place_of(where: Any) -> Place:
         raise NotALedger(text, error.strerror or str(error)) from None
     if foreign:
         raise NotALedger(str(path), "it is somebody else's symbolic link")
+    share = share_of(place.file)
+    if share is not None:
+        raise NotALedger(
+            str(path),
+            f"it is on a network share ({share}), where locks and syncs do not hold; choose a path on a disk of this machine",
+        )
     _check_kind(place.file)
     return place
+
+
+def share_of(path: Path) -> str | None:
+    """The kind of network share that a path is on, as Linux tells; `None` for a local disk, and where it cannot be told."""
+    try:
+        mounts = [line.split() for line in MOUNTS.read_text(errors="replace").splitlines()]
+    except OSError:
+        return None
+    at = [(point.replace("\\040", " "), kind) for _, point, kind, *_ in mounts]
+    around = [(point, kind) for point, kind in at if path.is_relative_to(point)]
+    kind = max(around, key=lambda mount: len(mount[0]), default=("", ""))[1]
+    return kind if kind.removeprefix("fuse.") in _SHARES else None
 
 
 def read_file(path: Path, size: int = -1) -> bytes:
