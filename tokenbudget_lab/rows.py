@@ -7,6 +7,7 @@ are TIMESTAMPs in UTC.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -15,6 +16,7 @@ from functools import lru_cache
 from itertools import accumulate, chain, islice, repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .errors import StoreFailed
 from .events import FIELDS, GENESIS, Event, Tags
 from .usage import EXACT
 
@@ -236,3 +238,36 @@ def _ahead(batches: Iterator[T]) -> Iterator[T]:
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
             yield batch
+
+
+class Rows:
+    """Events on their way to a reader, who may be slow; while they are, DuckDB would wait for ever to open the file again."""
+
+    def __init__(self, reader: Any, where: str) -> None:
+        self._reader, self._where, self._ended = reader, where, False
+        self._reading = threading.Lock()
+        self._schema = reader.schema
+
+    def reader(self) -> Any:
+        """The same as a reader that can be ended."""
+        import pyarrow as pa
+
+        return pa.RecordBatchReader.from_batches(self._schema, self._batches())
+
+    def _batches(self) -> Iterator[Any]:
+        while True:
+            with self._reading:
+                if self._ended:
+                    raise StoreFailed(f"{self._where} was opened again in the middle of a query; ask again")
+                try:
+                    batch = self._reader.read_next_batch()
+                except StopIteration:
+                    return
+            yield batch
+
+    def end(self) -> None:
+        """Whoever still reads is told so."""
+        with self._reading:
+            self._ended = True
+            self._reader.close()
+            self._reader = None

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import logging
 import os
-import re
 import shutil
 import threading
 import time
@@ -26,13 +24,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import marks, snapshots
 from ..clock import Mark
 from ..desk import Latch, finish
-from ..errors import FileInUse, LedgerDamaged, LedgerForked, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
+from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
+from ..findings import connect, first_line, hash_of, is_damage, last_of, last_whole, missing, tell_trouble
 from ..heads import Head, Heads, sync_folder
-from ..ids import new_id
 from ..place import Place, check_content, out_of_files, warn_if_shared
 from ..recovery import Checkpoint, Undisturbed, copy_aside, copy_once, log_of, new_folder, put_back, readable_copy, rewrite_log
-from ..rows import COLUMNS, PLAIN, from_arrow, from_plain, proved, to_batch, to_row
+from ..rows import COLUMNS, PLAIN, Rows, from_arrow, from_plain, proved, to_batch, to_row
 from ..state import State
 from ..store import Loss
 
@@ -56,10 +54,6 @@ _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa
 CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", "10000"))  # half a second to replay
 LOGGED = 2_000  # bytes of log per transaction: 1.2 kB of a record, 2.9 kB of a call with tags, 4.8 kB of one with a price
 CHECKPOINT_LOG = 64 * 2**20  # bytes, or a tenth of the file where that is more
-_HOLDER = re.compile(r"Could not set lock on file.*?PID (\d+)", re.DOTALL)
-_DAMAGE = re.compile(r"checksum|corrupt|WAL|replay|serializ|not a valid DuckDB|block|header|enough bytes", re.IGNORECASE)
-# What says nothing of the file: this process has it open already; the disk, or this process, is in trouble.
-_NO_DAMAGE = ("different configuration", *map(os.strerror, (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)))
 LEFT_OVER_S = 24 * 3600.0  # after which nobody is at work on a copy any more
 SNAPSHOT_EVENTS = 10_000  # behind the last snapshot, at closing
 MANY = 150  # from here on an Arrow batch is cheaper than the appender, and leaves the interpreter free while it is written
@@ -184,15 +178,15 @@ class DuckDBStore:
             if self.damage is None:
                 self._protected = self._protect()
                 self._appender = con.appender("events")
-                last = _last(con)
-                hash = _hash_of(con, last)
+                last = last_of(con)
+                hash = hash_of(con, last)
                 if hash is not None and self.loss is None and (last, hash) != self._heads.read():
                     self._heads.write(Head(last, hash))
                 self._as_left.note()
         except BaseException as error:
             con.close()
             if isinstance(error, duckdb.Error | OSError):
-                raise NotALedger(self.where, _first_line(error)) from error
+                raise NotALedger(self.where, first_line(error)) from error
             raise
 
     def _settled(self, head: Head | None) -> tuple[duckdb.DuckDBPyConnection | None, tuple[int, str] | None]:
@@ -204,7 +198,7 @@ class DuckDBStore:
         con, found = self._look(head)
         if not self._checkpoint.interrupted:
             return con, found
-        last = 0 if con is None or found is not None else _last(con)  # an older folder may have been put beside a newer file
+        last = 0 if con is None or found is not None else last_of(con)  # an older folder may have been put beside a newer file
         ended = self._checkpoint.is_behind(last)
         if not ended and self._checkpoint.has_copy:
             if con is not None:  # what was written may not be on the disk, though it can be read; the copy is
@@ -240,50 +234,25 @@ class DuckDBStore:
                 raise
             return None, (0, error.reason)
         try:
-            con = self._connect(self.place.file)
+            con = connect(self.place.file)
         except duckdb.Error as error:
-            self._tell_trouble(error)
-            held = _HOLDER.search(str(error))
-            if held is not None:
-                raise FileInUse(self.where, int(held[1])) from error
-            if nothing or not _is_damage(error, self.place.file):
-                raise NotALedger(self.where, f"DuckDB cannot open it ({_first_line(error)})") from error
-            return None, (0, f"DuckDB cannot open it: {_first_line(error)}")
+            tell_trouble(self.where, error)
+            if nothing or not is_damage(error, self.place.file):
+                raise NotALedger(self.where, f"DuckDB cannot open it ({first_line(error)})") from error
+            return None, (0, f"DuckDB cannot open it: {first_line(error)}")
         try:
             self._check_version(con)
-            found = None if head is None else _missing(con, head)
+            found = None if head is None else missing(con, head)
         except duckdb.Error as error:
             con.close()
-            self._tell_trouble(error)
+            tell_trouble(self.where, error)
             if head is None:
-                raise NotALedger(self.where, _first_line(error)) from error
-            return None, (0, f"DuckDB cannot read it: {_first_line(error)}")
+                raise NotALedger(self.where, first_line(error)) from error
+            return None, (0, f"DuckDB cannot read it: {first_line(error)}")
         except BaseException:
             con.close()
             raise
         return con, found
-
-    def _tell_trouble(self, error: duckdb.Error) -> None:
-        """Raise what has nothing to do with what is in the file."""
-        if any(said in str(error) for said in _NO_DAMAGE):
-            raise StoreFailed(f"{self.where} cannot be opened: {_first_line(error)}") from error
-
-    def _connect(self, file: Path, *, read_only: bool = False) -> duckdb.DuckDBPyConnection:
-        import duckdb
-
-        # A name of its own, because DuckDB would hand out what this process still has open under this path, as it was then,
-        # even if another file is there now: with another setting it refuses to.
-        config: dict[str, Any] = {
-            "threads": 1,
-            "autoinstall_known_extensions": False,
-            "custom_user_agent": f"tokenbudget_lab {new_id()}",
-        }
-        con = duckdb.connect(str(file), read_only=read_only, config=config)
-        con.execute("PRAGMA disable_checkpoint_on_shutdown")
-        con.execute("SET checkpoint_threshold = '1TB'")
-        con.execute("SET TimeZone = 'UTC'")
-        con.execute("PRAGMA disable_optimizer")  # appends take a tenth less; readers have cursors, with theirs on
-        return con
 
     def _damaged(self, con: duckdb.DuckDBPyConnection | None, head: Head, seq: int, reason: str) -> duckdb.DuckDBPyConnection:
         """Copy away what was found; then read what is good, or go on without the rest where that was asked for."""
@@ -297,13 +266,13 @@ class DuckDBStore:
             raise
         readable = None
         if con is None:
-            readable = readable_copy(copy, self._checkpoint.copy, self.place.file.name, reason, self._prefix)
+            readable = readable_copy(copy, self._checkpoint.copy, self.place.file.name, reason, last_whole)
             if readable is None:
                 raise LedgerDamaged(seq, f"{reason}; nothing of it can be read", self.where, head.seq, str(copy))
-            con = self._connect(readable, read_only=True)
-            seq = _last(con) + 1
+            con = connect(readable, read_only=True)
+            seq = last_of(con) + 1
         elif not self._accept_loss:
-            con = self._connect(self.place.file, read_only=True)
+            con = connect(self.place.file, read_only=True)
         if not self._accept_loss:
             self._whole_before = seq
             self.damage = LedgerDamaged(seq, reason, self.where, head.seq, str(copy))
@@ -313,23 +282,13 @@ class DuckDBStore:
         if readable is not None:
             con.close()
             put_back(self.place, readable.parent, readable.name)
-            con = self._connect(self.place.file)
-        elif _last(con) >= seq:  # what stands behind a gap cannot be kept
+            con = connect(self.place.file)
+        elif last_of(con) >= seq:  # what stands behind a gap cannot be kept
             con.close()
             self._make(copy / self.place.file.name, seq)
             log_of(self.place.file).unlink(missing_ok=True)
-            con = self._connect(self.place.file)
+            con = connect(self.place.file)
         return con
-
-    def _prefix(self, file: Path) -> int:
-        """The last event of a file that is whole; -1 where DuckDB does not open it, or events are missing."""
-        import duckdb
-
-        with contextlib.suppress(duckdb.Error), self._connect(file, read_only=True) as con:
-            last = int(con.execute("select coalesce(max(seq), 0), count(hash) from events").fetchall()[0][0])
-            gap = _gap(con, last)
-            return last if gap is None else -1
-        return -1
 
     def _clear_the_way(self) -> None:
         """A log without its file belongs to what was there before, and no new file can be opened beside it."""
@@ -375,8 +334,8 @@ class DuckDBStore:
             sync_folder(self.place.file.parent)
         except (OSError, duckdb.Error) as error:
             if isinstance(error, PermissionError) or "Permission denied" in str(error):
-                raise NotALedger(self.where, f"it cannot be made ({_first_line(error)})") from error
-            raise StoreFailed(f"{self.where} cannot be made: {_first_line(error)}") from error
+                raise NotALedger(self.where, f"it cannot be made ({first_line(error)})") from error
+            raise StoreFailed(f"{self.where} cannot be made: {first_line(error)}") from error
 
     def _check_version(self, con: duckdb.DuckDBPyConnection) -> None:
         import duckdb
@@ -409,7 +368,7 @@ class DuckDBStore:
         where = f"where seq > {int(after)}"
         if self._whole_before is not None:
             where += f" and seq < {self._whole_before}"
-        if _last(self._con) - after >= _FETCH:  # importing Arrow takes longer than it saves for few, and room for many
+        if last_of(self._con) - after >= _FETCH:  # importing Arrow takes longer than it saves for few, and room for many
             return from_arrow(self._arrow(where))
         few = self._con.cursor().execute(f"select {PLAIN} from events {where} order by seq")  # noqa: S608 - names of our own
         return from_plain(few.fetchall())
@@ -423,7 +382,7 @@ class DuckDBStore:
         state = snapshots.read(self.place.snapshot)
         if state is None:
             return None
-        if _hash_of(self._con, state.seq) != state.head:
+        if hash_of(self._con, state.seq) != state.head:
             return None
         self._snapped = state.seq
         return state
@@ -451,7 +410,7 @@ class DuckDBStore:
                 self.loss, self._accept_loss = None, False
             self._heads.write(head := Head(events[-1].seq, events[-1].hash))
         except Exception as error:
-            raise StoreFailed(_first_line(error)) from error
+            raise StoreFailed(first_line(error)) from error
         self._acknowledged = head
         self._transactions += 1
         if not self._protected:
@@ -492,13 +451,13 @@ class DuckDBStore:
         except duckdb.TransactionException:  # somebody reads; the copy was in vain, and the next time is near
             self._put_off = self._transactions + max(1, CHECKPOINT_TRANSACTIONS // 10)
         except duckdb.Error as error:
-            raise StoreFailed(f"the checkpoint failed: {_first_line(error)}") from error
+            raise StoreFailed(f"the checkpoint failed: {first_line(error)}") from error
         else:
             self._transactions, self._put_off, self._protected = 0, 0, False
         try:
             self._checkpoint.end()
         except OSError as error:
-            raise StoreFailed(_first_line(error)) from error
+            raise StoreFailed(first_line(error)) from error
         self._as_left.note()
         self._snap(state)
 
@@ -645,85 +604,6 @@ class DuckDBStore:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
 
 
-class Rows:
-    """Events on their way to a reader, who may be slow; while they are, DuckDB would wait for ever to open the file again."""
-
-    def __init__(self, reader: Any, where: str) -> None:
-        self._reader, self._where, self._ended = reader, where, False
-        self._reading = threading.Lock()
-        self._schema = reader.schema
-
-    def reader(self) -> Any:
-        """The same as a reader that can be ended."""
-        import pyarrow as pa
-
-        return pa.RecordBatchReader.from_batches(self._schema, self._batches())
-
-    def _batches(self) -> Iterator[Any]:
-        while True:
-            with self._reading:
-                if self._ended:
-                    raise StoreFailed(f"{self._where} was opened again in the middle of a query; ask again")
-                try:
-                    batch = self._reader.read_next_batch()
-                except StopIteration:
-                    return
-            yield batch
-
-    def end(self) -> None:
-        """Whoever still reads is told so."""
-        with self._reading:
-            self._ended = True
-            self._reader.close()
-            self._reader = None
-
-
-def _missing(con: duckdb.DuckDBPyConnection, head: Head) -> tuple[int, str] | None:
-    """From which event on the file is not what was acknowledged, and why."""
-    there = _last(con)
-    gap = _gap(con, there)
-    if gap is not None:
-        return gap, f"events are missing or double from event {gap} on, though later ones are there"
-    if there < head.seq:
-        return there + 1, f"{head.seq - there} events are missing behind event {there}"
-    if _hash_of(con, head.seq) != head.hash:
-        return head.seq, "it is another ledger's file, an older copy that went on, or was changed"
-    return None
-
-
-def _gap(con: duckdb.DuckDBPyConnection, last: int) -> int | None:
-    """The first `seq` that is not there once, before the last one; the count alone tells where all is well."""
-    count = "select count(*) from events"
-    if con.cursor().execute(count).fetchall() == [(last,)]:
-        return None
-    first_wrong = """
-        select coalesce(min(place), 1) from (
-            select seq, row_number() over (order by seq) as place from events where seq > 0
-        ) where seq is distinct from place
-    """
-    return int(con.cursor().execute(first_wrong).fetchall()[0][0])
-
-
-def _is_damage(error: duckdb.Error, file: Path) -> bool:
-    """Whether DuckDB could get at the file and did not like what it found: no lock, permission or disk was in the way."""
-    import duckdb
-
-    said = str(error).replace(str(file), "")  # whatever its name is
-    if out_of_files("", error) or "Could not set lock" in said:  # said of the log, it would look like damage
-        return False
-    return not isinstance(error, duckdb.IOException) or bool(_DAMAGE.search(said))
-
-
-# Over cursors, whose optimizer is on: it skips what cannot hold the row, and nothing stands in the way of the next append.
-def _last(con: duckdb.DuckDBPyConnection) -> int:
-    return int(con.cursor().execute("select coalesce(max(seq), 0) from events").fetchall()[0][0])
-
-
-def _hash_of(con: duckdb.DuckDBPyConnection, seq: int) -> bytes | None:
-    rows = con.cursor().execute("select hash from events where seq = ?", [seq]).fetchall()
-    return bytes(rows[0][0]) if rows else None
-
-
 def _uuids(ids: Sequence[str]) -> list[str]:
     """Those that are UUIDs at all; nothing else can be in the file."""
     import uuid
@@ -733,10 +613,6 @@ def _uuids(ids: Sequence[str]) -> list[str]:
         with contextlib.suppress(ValueError):
             good.append(str(uuid.UUID(id)))
     return good
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _after_fork_in_child() -> None:
