@@ -290,6 +290,24 @@ def test_a_limit_on_what_a_waiter_does_not_give_is_told_to_it_and_to_nobody_else
     assert not with_tokens.settled
 
 
+def test_calls_without_a_price_send_away_who_waits_where_usd_come_to_be_limited(ledger: tbl.Ledger) -> None:
+    """Nobody can tell then what is left.
+
+    limit     lab 100 tokens
+    record    40 tokens, without a cost
+    reserve   60, then $1 and 60 tokens, which waits
+    set_limit $5
+    """
+    writer, box = desk_of(ledger), DirectBox(None)
+    lab = ledger.budget("lab", tokens=100)
+    lab.record(tokens=40).result()
+    lab.reserve_sync(tokens=60, timeout=DAY_S)
+    [waits] = stand(writer, [asks("lab", 10**12, 60)], box)
+    assert not waits.settled
+    lab.set_limit(usd=5)
+    assert isinstance(waits.error, tbl.CallsUnpriced)
+
+
 def test_ten_thousand_tasks_share_a_hundred_places(ledger: tbl.Ledger) -> None:
     """Each holds for a moment; all get their turn, and never more than a hundred at once."""
     lab = ledger.budget("lab", requests=MANY, tokens=100)

@@ -122,6 +122,8 @@ def _span(command: Reserve) -> Span:
 
 
 def _both(a: Span, b: Span) -> Span:
+    if a is _NOBODY or b is _NOBODY:
+        return b if a is _NOBODY else a
     return (min(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), max(a[3], b[3]), min(a[4], b[4]), max(a[5], b[5]))
 
 
