@@ -430,13 +430,21 @@ class Run:
         for draft in self.place.folder.glob(".backup*"):  # what could not be removed
             draft.unlink()
         if self.backup is not None and self.backup.exists():
-            with tbl.connect(self.backup, embedded=True) as copy:
-                assert set(self._saved.answers) - set(
-                    written(copy, [command for batch in batches for command in batch])
-                ) <= refused(batches)
-                copy.verify()
+            self._is_whole_or_no_ledger(self.backup, batches, fault)
         assert not self.control.early, "answered after a sync that failed, and before one that did not"
         return self
+
+    def _is_whole_or_no_ledger(self, backup: Path, batches: list[list[Command]], fault: Fault) -> None:
+        """What is left of a backup that failed, and could not be removed either, nobody takes for a ledger."""
+        commands = [command for batch in batches for command in batch]
+        try:
+            copy = tbl.connect(backup, embedded=True)
+        except tbl.NotALedger:
+            assert fault.duration == "to the end", "a backup that was made is no ledger"
+            return
+        with copy:
+            assert set(self._saved.answers) - set(written(copy, commands)) <= refused(batches)
+            copy.verify()
 
     def _kept(self, batches: list[list[Command]], duration: str) -> Answers:
         """Through a keeper: this process has no shim, it only hands it on to those that it starts."""
@@ -701,6 +709,15 @@ def test_an_owner_that_cannot_say_so_raises_a_named_error(bench: Bench, monkeypa
     """On a full disk the first file that is written tells who owns the ledger."""
     at = bench.last(monkeypatch, "write spend.duckdb.d/owner", EMBEDDED)
     assert bench.run(monkeypatch, Fault(at, "ENOSPC", "once"), EMBEDDED) == (True, None)
+
+
+def test_a_file_that_cannot_be_made_private_is_a_named_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its making, and behind the first append, when its log is there."""
+    calls = bench.calls(monkeypatch, EMBEDDED)
+    chmods = [at for at, call in enumerate(calls, 1) if call.startswith("chmod spend.duckdb") and not call.endswith(".d")]
+    assert len(chmods) > 1
+    for at in chmods:
+        assert bench.run(monkeypatch, Fault(at, "EIO", "once"), EMBEDDED) == (True, None)
 
 
 def test_what_was_never_synced_is_not_acknowledged(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -414,7 +414,10 @@ class DuckDBStore:
         self._acknowledged = head
         self._transactions += 1
         if not self._protected:
-            self._protected = self._protect()
+            try:
+                self._protected = self._protect()
+            except OSError as error:
+                raise StoreFailed(first_line(error)) from error
         self._as_left.note()
 
     def is_disturbed(self) -> bool:
