@@ -217,8 +217,11 @@ def asked(ledger: tbl.Ledger, batch: list[Command], answers: Answers, tries: int
             assert isinstance(ticket.error, tbl.TokenBudgetError | None), f"{ticket.error!r} has no name"
             if ticket.error is None or isinstance(ticket.error, Refused):
                 answers[ticket.command.id] = ticket.error or ticket.answer
+        answered = [ticket.command.id in answers for ticket in tickets]
         left = [command for command in left if command.id not in answers]
-        if control is not None and control.unsynced and len(left) < len(tickets):
+        # The writer may have taken the first ones before the others came, and synced them.
+        earlier_alone = answered == sorted(answered, reverse=True) and not all(answered)
+        if control is not None and control.unsynced and not earlier_alone:
             control.early = True
         if not left:
             return True
