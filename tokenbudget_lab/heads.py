@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +84,32 @@ class Heads:
         """Let go of the file."""
         with suppress(OSError):
             os.close(self._fd)
+
+
+def replace_file(path: Path, content: Callable[[int], bytes]) -> None:
+    """Put a small file in the place of the last one, in one step; what somebody prepared as its draft is not followed.
+
+    Args:
+        path: where.
+        content: what is in it, given the inode that it will have.
+
+    Raises:
+        OSError: it is not sure to be there; the last one stays.
+    """
+    draft = path.with_name(path.name + ".tmp")
+    draft.unlink(missing_ok=True)
+    try:
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content(os.fstat(handle).st_ino))
+            file.flush()
+            os.fsync(handle)
+        draft.replace(path)
+        sync_folder(path.parent)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

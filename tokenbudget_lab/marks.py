@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from .clock import Ahead, Mark
-from .heads import sync_folder
+from .heads import replace_file
 
 
 def write(path: Path, mark: Mark) -> None:
@@ -21,20 +20,7 @@ def write(path: Path, mark: Mark) -> None:
     Raises:
         OSError: it is not sure to be there.
     """
-    draft = path.with_name(path.name + ".tmp")
-    draft.unlink(missing_ok=True)
-    try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(json.dumps({**mark._asdict(), "file": os.fstat(handle).st_ino}))
-            file.flush()
-            os.fsync(handle)
-        draft.replace(path)
-        sync_folder(path.parent)
-    except OSError:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
+    replace_file(path, lambda inode: json.dumps({**mark._asdict(), "file": inode}).encode())
 
 
 def read(path: Path) -> Mark | None:

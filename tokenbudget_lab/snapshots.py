@@ -7,14 +7,12 @@ and `verify` replays everything from the first event and compares. What ended is
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from .accounts import Node
-from .heads import sync_folder
+from .heads import replace_file
 from .limits import Cap
 from .place import read_file
 from .state import State
@@ -107,19 +105,7 @@ def write(path: Path, state: State) -> None:
     Raises:
         OSError: there is room for none; the last one stays.
     """
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(dump(state))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        sync_folder(path.parent)
-    except OSError:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
+    replace_file(path, lambda _: dump(state))
 
 
 def read(path: Path) -> State | None:
