@@ -91,7 +91,7 @@ class Recording:
         """As the desk has them."""
         return self._desk.events(upto)
 
-    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
+    def proved(self, upto: int) -> Iterator[tuple[Iterable[Event], bool]]:
         """As the desk has them."""
         return self._desk.proved(upto)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -533,7 +533,7 @@ class FailingStore:
     def load(self, after: int = 0) -> Iterator[Event]:
         return self.inner.load(after)
 
-    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
+    def proved(self, upto: int) -> Iterator[tuple[Iterable[Event], bool]]:
         return self.inner.proved(upto)
 
     def append(self, events: Sequence[Event]) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -200,8 +200,8 @@ class Desk(Protocol):
         """The events up to a `seq`, in order."""
         ...
 
-    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
-        """The events up to a `seq`, in order, each with whether its hash is known to continue the chain."""
+    def proved(self, upto: int) -> Iterator[tuple[Iterable[Event], bool]]:
+        """The events up to a `seq`, in order, in batches, each with whether its hashes are known to continue the chain."""
         ...
 
     def close(self) -> None:

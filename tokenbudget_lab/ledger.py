@@ -35,7 +35,7 @@ from .ids import new_id
 from .limits import Limit, budget_name, caps_of, instant, path_of, zone
 from .origin import origin
 from .reservation import Receipt, Reservation, Reserving
-from .state import State, seldom_collected
+from .state import Proof, seldom_collected
 from .store import Store
 from .usage import Money, Usage, pico_of_cost, usd_of
 from .writer import Writer
@@ -402,17 +402,19 @@ class Ledger:
             LedgerCorrupt: with the first event that does not fit.
         """
         _, last, head, digest, open_count, _ = self.ask(GetHead(self.new_id()))
-        state, broken = State(), 0
+        state, broken = Proof(), 0
         try:
             with seldom_collected():
-                for event, continues in self.desk.proved(last):
-                    if not continues and event.seq == state.seq + 1 and chained(state.head, event[:-1]).hash != event.hash:
-                        broken = broken or event.seq
-                    if broken and event.kind == "recovered" and from_detail(event)["seq"] <= broken:
-                        broken = 0  # it was found, and given up, and that is part of the chain
-                    state.apply(event)
-                    if progress is not None and (event.seq % 1000 == 0 or event.seq == last):
-                        progress(event.seq, last)
+                for events, continue_ in self.desk.proved(last):
+                    for event in events:
+                        if not continue_ and event.seq == state.seq + 1 and chained(state.head, event[:-1]).hash != event.hash:
+                            broken = broken or event.seq
+                        if broken and event.kind == "recovered" and from_detail(event)["seq"] <= broken:
+                            broken = 0  # it was found, and given up, and that is part of the chain
+                        state.apply(event)
+                    state.forget(state.ts)
+                    if progress is not None:
+                        progress(state.seq, last)
         except Exception:
             if not broken:  # else what follows makes no sense, and is not what is wrong
                 raise

@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
@@ -114,8 +114,8 @@ class Link:
         """The events up to a `seq`, in order."""
         return from_arrow(self.arrow(None, upto))
 
-    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
-        """The events up to a `seq`, in order, each with whether its hash is known to continue the chain."""
+    def proved(self, upto: int) -> Iterator[tuple[Iterable[Event], bool]]:
+        """The events up to a `seq`, in order, in batches, each with whether its hashes are known to continue the chain."""
         return proved(self.arrow(None, upto))
 
     # --- sending ---------------------------------------------------------------------------------------------------------

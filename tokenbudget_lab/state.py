@@ -287,8 +287,7 @@ class State:
         for other in self.nodes.values():
             if node in other.path:
                 other.forget()
-        self.done[event.command] = event
-        self._remember(event.ts, event.command)
+        self._did(event)
 
     def _recovered(self, event: Event) -> None:
         self.recovered = event.seq
@@ -298,8 +297,7 @@ class State:
 
     def _closed(self, event: Event) -> None:
         self.nodes[event.budget].closed = True
-        self.ends[event.command] = end_of(event)
-        self._remember(event.ts, event.command)
+        self._did_end(event)
 
     def _noted(self, event: Event) -> None:
         self.nodes[event.budget]  # a refusal changes nothing, but it names a budget that exists
@@ -333,8 +331,7 @@ class State:
         entry.expires = event.expires
         self.open[entry.id] = entry.packed()
         heappush(self.due, (event.expires or 0, event.seq, entry.id))
-        self.done[event.command] = event
-        self._remember(event.ts, event.command)
+        self._did(event)
 
     def _committed(self, event: Event) -> None:
         packed = self.open.get(event.reservation or "")
@@ -373,8 +370,7 @@ class State:
             name, key, id, seq, ts, windows, provider, model, expires, held, rest, if_lost, COMMITTED, used,
             int(unpriced), first_of(event), None,
         )  # fmt: skip
-        self.ends[event.command] = end_of(event)
-        self._remember(event.ts, event.command, id)
+        self._did_end(event, id)
 
     def _part_committed(self, event: Event) -> None:
         entry = self._open(event)
@@ -386,8 +382,7 @@ class State:
             t.reserved_tokens -= (rest[1] or 0) - (entry.rest[1] or 0)
             t.reserved_requests -= (rest[2] or 0) - (entry.rest[2] or 0)
         self._recount(entry.slots, used, entry.used or NOTHING, entry.unpriced_count - unpriced)
-        self.ends[event.command] = end_of(event)
-        self._remember(event.ts, event.command)
+        self._did_end(event)
 
     def _rolled_back(self, event: Event) -> None:
         entry = self._open(event)
@@ -414,8 +409,7 @@ class State:
             entry.counts(_charge(event))
             self.ended[entry.id] = entry.packed()
             self._recount(entry.slots, used, entry.used, entry.unpriced_count - unpriced)
-        self.done[event.command] = event
-        self._remember(event.ts, event.command)
+        self._did(event)
 
     def _enter(self, event: Event) -> None:
         id = event.reservation or ""
@@ -471,9 +465,10 @@ class State:
         self._recount(entry.slots, used, entry.used or NOTHING, entry.unpriced_count - unpriced)
         self.open.pop(entry.id, None)
         self.ended[entry.id] = entry.packed()
-        if state != RECORDED:
-            self.ends[event.command] = end_of(event)
-        self._remember(event.ts, event.command, entry.id)
+        if state == RECORDED:
+            self._remember(event.ts, event.command, entry.id)
+        else:
+            self._did_end(event, entry.id)
 
     # --- what an entry remembers: the part of the fold that `recall` repeats ------------------------------------------------
 
@@ -496,6 +491,14 @@ class State:
         )
         entry.rest = (usd, tokens, requests)
         entry.adds(used)
+
+    def _did(self, event: Event) -> None:
+        self.done[event.command] = event
+        self._remember(event.ts, event.command)
+
+    def _did_end(self, event: Event, entry: str = "") -> None:
+        self.ends[event.command] = end_of(event)
+        self._remember(event.ts, event.command, entry)
 
     def _remember(self, ts: int, command: str, entry: str = "") -> None:
         self._ended.append((ts, command, entry))
@@ -590,3 +593,24 @@ class State:
             if any(totals.numbers()) or totals.alerted
         ]
         return sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Proof(State):
+    """The same fold for who only wants to know what it amounts to: no command comes again, so their ids are not kept.
+
+    It forgets when told to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgets = False
+
+    def _did(self, event: Event) -> None:
+        pass
+
+    def _did_end(self, event: Event, entry: str = "") -> None:
+        if entry:
+            self._remember(event.ts, "", entry)
+
+    def _remember(self, ts: int, command: str, entry: str = "") -> None:
+        self._ended.append((ts, command, entry))

@@ -6,7 +6,7 @@ whole appends only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from .clock import Mark
@@ -49,8 +49,8 @@ class Store(Protocol):
         """
         ...
 
-    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
-        """The events up to a `seq`, in order, each with whether its hash is known to continue the chain.
+    def proved(self, upto: int) -> Iterator[tuple[Iterable[Event], bool]]:
+        """The events up to a `seq`, in order, in batches, each with whether its hashes are known to continue the chain.
 
         Where it is not known it may still do so.
         """

@@ -179,8 +179,8 @@ class Writer:
         self._check_open()
         return takewhile(lambda event: event.seq <= upto, self.store.load())
 
-    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
-        """The events up to a `seq`, in order, each with whether its hash is known to continue the chain."""
+    def proved(self, upto: int) -> Iterator[tuple[Iterable[Event], bool]]:
+        """The events up to a `seq`, in order, in batches, each with whether its hashes are known to continue the chain."""
         self._check_open()
         return self.store.proved(upto)
 

@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,7 +49,7 @@ def _as_text(column: str) -> str:
     return f"{column}::varchar as {column}" if column in ("command", "reservation") else column
 
 
-_FETCH = 20_000
+_FETCH = 50_000
 _INSERT = f"insert into events values ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - question marks
 CHECKPOINT_TRANSACTIONS = int(os.environ.get("TOKENBUDGET_CHECKPOINT_TRANSACTIONS", "10000"))  # half a second to replay
 LOGGED = 2_000  # bytes of log per transaction: 1.2 kB of a record, 2.9 kB of a call with tags, 4.8 kB of one with a price
@@ -373,8 +373,8 @@ class DuckDBStore:
         few = self._con.cursor().execute(f"select {PLAIN} from events {where} order by seq")  # noqa: S608 - names of our own
         return from_plain(few.fetchall())
 
-    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
-        """The events up to a `seq`, and what has no place in the order; each with whether its hash continues the chain."""
+    def proved(self, upto: int) -> Iterator[tuple[Iterable[Event], bool]]:
+        """The events up to a `seq`, and what has no place in the order, in batches; whether their hashes continue the chain."""
         return proved(self._arrow(f"where seq <= {int(upto)} or seq is null"))
 
     def snapshot(self) -> State | None:

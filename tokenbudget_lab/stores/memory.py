@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -34,9 +34,9 @@ class MemoryStore:
         """All events with a larger `seq`, in order."""
         return islice(self._events, after, None)
 
-    def proved(self, upto: int) -> Iterator[tuple[Event, bool]]:
+    def proved(self, upto: int) -> Iterator[tuple[Iterable[Event], bool]]:
         """The events up to a `seq`, none of them proved."""
-        return ((event, False) for event in self._events[:upto])
+        return iter([(self._events[:upto], False)])
 
     def snapshot(self) -> State | None:
         """None: what is in memory is short."""
