@@ -22,7 +22,7 @@ import tokenbudget_lab as tbl
 from tests.history import checked, recorded
 from tests.processes import is_gone, owner_pid, until
 from tests.soaking import Pace
-from tokenbudget_lab import keeper, link, outbox
+from tokenbudget_lab import keeper, link, outbox, wire
 from tokenbudget_lab.commands import Command, ListBudgets, Record, Reserve
 from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.keeper import read_key
@@ -161,6 +161,39 @@ def test_a_client_without_the_key_gets_nowhere_and_disturbs_nobody(place: Place)
         assert silent.recv(4096) == b""  # and then, two seconds later, the end
         silent.close()
         loud.close()
+
+
+def test_the_key_of_another_ledger_opens_nothing(place: Place, tmp_path: Path) -> None:
+    """Each ledger has its own: who may use one may not use the other for that."""
+    other = place_of(tmp_path / "other.duckdb")
+    with tbl.connect(place.file) as ledger, tbl.connect(other.file) as another:
+        lab = ledger.budget("lab", usd=1)
+        with pytest.raises((multiprocessing.AuthenticationError, OSError, EOFError)):
+            Client(place.read_owner()["socket"], family="AF_UNIX", authkey=read_key(other))
+        assert read_key(place) != read_key(other)
+        assert lab.balance.left_usd == 1
+        assert not list(another.budgets())
+
+
+def test_half_a_message_and_then_silence_keeps_nobody_waiting(place: Place) -> None:
+    """From a client that was let in, before and behind its first word: it is waited for, by its own thread alone."""
+    message = pack({"protocol": wire.PROTOCOL_VERSION, "purpose": "commands"})
+    with tbl.connect(place.file) as ledger:
+        lab = ledger.budget("lab", usd=1)
+        late = Client(place.read_owner()["socket"], family="AF_UNIX", authkey=read_key(place))
+        os.write(late.fileno(), len(message).to_bytes(4, "big") + message[:5])
+        halted = link.find(place, "commands")
+        assert halted is not None
+        os.write(halted.fileno(), (1000).to_bytes(4, "big") + b"half")
+        with lab.reserve(usd=1, wait=10) as call:
+            call.commit(usd="0.5")
+        with pytest.raises((EOFError, OSError)):  # whoever has not said who it is after two seconds is hung up on
+            late.recv_bytes()
+        late.close()
+        assert lab.balance.left_usd == Decimal("0.5")
+        halted.close()
+        pid = owner_pid(place)
+    until(lambda: is_gone(pid))  # with its last client, though one of them never finished its sentence
 
 
 @pytest.fixture
