@@ -60,6 +60,8 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.KeeperUnreachable("/spend.duckdb", "none came up"), ["/spend.duckdb", "none came up"]),
     (errors.VersionMismatch("schema", 1, 2), ["schema version 2 found", "speaks 1"]),
     (errors.NotALedger("/x", "it is empty"), ["/x is no ledger: it is empty"]),
+    (errors.CountFailed("count_tokens", "no key"), ["count_tokens", "no key"]),
+    (errors.EncodingMissing("o200k_base", "/cache"), ["o200k_base", "/cache", "tokenbudget vendor-encodings"]),
     (errors.StoreFailed("disk full"), ["disk full", "nothing was acknowledged"]),
     (errors.LedgerCorrupt(7, "its hash does not fit"), ["event 7", "its hash does not fit"]),
     (

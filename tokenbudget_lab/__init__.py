@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .connection import Ledger as Ledger
     from .connection import budget as budget
     from .connection import connect as connect
+    from .counter import Count as Count
+    from .counter import TokenCounter as TokenCounter
     from .demo import async_demo_client as async_demo_client
     from .demo import demo_client as demo_client
     from .errors import *  # noqa: F403 - every error is importable from here
@@ -42,11 +44,13 @@ _HOMES = {
     "Alert": "ledger",
     "Balance": "balance",
     "Budget": "handles",
+    "Count": "counter",
     "Counted": "reservation",
     "Ledger": "connection",
     "Limit": "limits",
     "Receipt": "reservation",
     "Reservation": "reservation",
+    "TokenCounter": "counter",
     "Usage": "usage",
     "Verification": "ledger",
     "async_demo_client": "demo",
@@ -64,6 +68,8 @@ _ERRORS = (
     "BudgetLost",
     "CallsUnpriced",
     "ClockJumped",
+    "CountFailed",
+    "EncodingMissing",
     "FileInUse",
     "IdConflict",
     "InvalidType",

@@ -266,6 +266,34 @@ class PriceUnknown(Refused, LookupError):
         )
 
 
+class CountFailed(TokenBudgetError):
+    """Tokens could not be counted in this way; nothing is guessed in its place.
+
+    Attributes:
+        method: how they were to be counted.
+        reason: why not.
+    """
+
+    def __init__(self, method: str, reason: str) -> None:
+        super().__init__(method, reason)
+        self.method, self.reason = method, reason
+
+    def _text(self) -> str:
+        return f"tokens cannot be counted by {self.method}: {self.reason}"
+
+
+class EncodingMissing(CountFailed):
+    """An encoding's table is not on this machine, and a count downloads nothing.
+
+    Attributes:
+        method: the encoding.
+        reason: where it was looked for.
+    """
+
+    def _text(self) -> str:
+        return f"the table of {self.method} is not here ({self.reason}); `tokenbudget vendor-encodings` brings it"
+
+
 class CallsUnpriced(PriceUnknown):
     """Calls without a cost count in a budget that limits USD, so nobody knows what is left of it.
 
