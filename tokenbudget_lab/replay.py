@@ -8,7 +8,6 @@ whichever way a replay ends, it leaves nothing held.
 from __future__ import annotations
 
 import asyncio
-import csv
 import math
 import time
 from collections import Counter
@@ -16,20 +15,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import count
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from .errors import BudgetExceeded, InvalidValue, PriceUnknown, money
 from .handles import Budget
 from .ledger import Ledger, Prices
+from .lines import csv_fields
 from .render import escaped
 from .reservation import Counted, Reservation
 from .usage import Usage
 
 DEFAULT_PARALLEL, DEFAULT_WAIT_S = 50, 60.0
 MAX_PARALLEL = 10_000
-_MOST_BYTES = 1_000_000  # of one line
 _MOST_DIGITS = 15
 
 Tell = Callable[[int, int, Decimal], None]
@@ -116,7 +114,7 @@ def read_trace(path: str | Path, *, input_column: str, output_column: str, time_
     columns = [input_column, output_column, *([time_column] if time_column is not None else [])]
     try:
         with path.open("rb") as file:
-            calls = list(_calls(csv.reader(_lines(file, path.name), strict=True), path.name, columns))
+            calls = list(_calls(file, path.name, columns))
     except OSError as error:
         raise InvalidValue("trace", f"{path} cannot be read ({error.strerror or error})") from error
     if not calls:
@@ -125,45 +123,10 @@ def read_trace(path: str | Path, *, input_column: str, output_column: str, time_
     return [call._replace(at=call.at - first) for call in calls] if first else calls
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[str]:
-    for number in count(1):
-        line = file.readline(_MOST_BYTES)
-        if not line:
-            return
-        if len(line) == _MOST_BYTES:
-            raise InvalidValue(f"{name}, line {number}", f"is longer than {_MOST_BYTES:,} bytes")
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            raise InvalidValue(f"{name}, line {number}", "is not UTF-8; save the file as UTF-8") from None
-
-
-def _calls(rows: Iterator[list[str]], name: str, columns: Sequence[str]) -> Iterator[TracedCall]:
-    header = next(_rows(rows, name), [])
-    at = [_index(header, column, name) for column in columns]
-    for row in _rows(rows, name):
-        where = f"{name}, line {rows.line_num}"  # type: ignore[attr-defined] # a csv.reader, which typing cannot name
-        if len(row) != len(header):
-            raise InvalidValue(where, f"has {len(row)} fields, and the header has {len(header)}; half a line?")
-        sent, written = (_tokens(where, columns[n], row[at[n]]) for n in (0, 1))
-        yield TracedCall(sent, written, _instant(where, columns[2], row[at[2]]) if columns[2:] else 0.0)
-
-
-def _rows(rows: Iterator[list[str]], name: str) -> Iterator[list[str]]:
-    """The rows that are not blank."""
-    try:
-        for row in rows:
-            if row:
-                yield row
-    except csv.Error as error:
-        raise InvalidValue(f"{name}, line {rows.line_num}", f"is no CSV ({error})") from error  # type: ignore[attr-defined] # as above
-
-
-def _index(header: list[str], column: str, name: str) -> int:
-    if header.count(column) != 1:
-        many = f"{header.count(column)} columns" if column in header else "no column"
-        raise InvalidValue(f"{name}, line 1", f"has {many} {column!r}; it has {', '.join(header) or 'nothing'}")
-    return header.index(column)
+def _calls(file: BinaryIO, name: str, columns: Sequence[str]) -> Iterator[TracedCall]:
+    for where, fields in csv_fields(file, name, columns):
+        sent, written = (_tokens(where, columns[n], fields[n]) for n in (0, 1))
+        yield TracedCall(sent, written, _instant(where, columns[2], fields[2]) if columns[2:] else 0.0)
 
 
 def _tokens(where: str, column: str, text: str) -> int:

@@ -1,0 +1,165 @@
+"""Where prompts come from, and what is said of those that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import tokenbudget_lab as tbl
+from tokenbudget_lab import prompts
+from tokenbudget_lab.prompts import prompts_of, read_prompts
+
+MESSAGES = [{"role": "user", "content": "b"}]
+FRAME = pl.DataFrame({"id": [1, 2], "text": ["a", "b"]})
+
+
+def read(source: Any, column: Any = None) -> list[Any]:
+    return list(chain.from_iterable(prompts_of(source, column)))
+
+
+@pytest.mark.parametrize(
+    ("source", "column"),
+    [
+        (["a", "b"], None),
+        (("a", "b"), None),
+        ((text for text in "ab"), None),
+        (pl.Series(["a", "b"]), None),
+        (FRAME, None),
+        (FRAME, "text"),
+        (FRAME.lazy(), "text"),
+        (FRAME, pl.col("text").str.to_lowercase()),
+        (FRAME.rename({"text": "prompt"}).with_columns(other=pl.lit("x")), None),
+        (pa.table({"text": ["a", "b"]}), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_prompts_come_from_lists_frames_and_columns(source: Any, column: Any) -> None:
+    assert read(source, column) == ["a", "b"]
+
+
+def test_a_prompt_can_be_made_of_several_columns() -> None:
+    assert read(FRAME, pl.format("{}: {}", "id", "text")) == ["1: a", "2: b"]
+
+
+def test_a_prompt_can_be_messages() -> None:
+    assert read(["a", MESSAGES]) == ["a", MESSAGES]
+    assert read(pl.DataFrame({"prompt": [MESSAGES, MESSAGES]})) == [MESSAGES, MESSAGES]
+
+
+def test_many_prompts_come_in_parts_and_are_not_read_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "AT_ONCE", 10)
+    taken = []
+
+    def endless() -> Iterator[str]:
+        while True:
+            taken.append(1)
+            yield "a"
+
+    assert next(prompts_of(endless())) == ["a"] * 10
+    assert len(taken) == 10
+    assert [len(part) for part in prompts_of(pl.Series(["a"] * 25))] == [10, 10, 5]
+
+
+@pytest.mark.parametrize(
+    ("source", "column", "said"),
+    [
+        ("one text", None, "give a list"),
+        (b"bytes", None, "give a list"),
+        ({"a": 1}, None, "give a list"),
+        (5, None, "give a list"),
+        (None, None, "give a list"),
+        (["a", None], None, "prompt 1: is missing"),
+        (["a", 5], None, "prompt 1: 5 is int"),
+        (["a", b"b"], None, "prompt 1: b'b' is bytes"),
+        (["a", ["b"]], None, "prompt 1: ['b'] is list"),
+        (["a"], "text", "names a column"),
+        (pl.Series(["a", None]), None, "row 1: has no prompt"),
+        (pl.Series([1, 2]), None, "row 0: 1 is int"),
+        (pl.Series(["a"]), "text", "names a column"),
+        (FRAME, "txet", "there is no column 'txet'; there are id, text"),
+        (FRAME.with_columns(more=pl.lit("x")), None, "say which column it is: id, text, more"),
+        (FRAME, pl.col("nothing"), "cannot be made of this frame"),
+        (FRAME, pl.col("id", "text"), "makes 2 columns"),
+        (pl.DataFrame(), None, "there are none"),
+    ],
+    ids=str,
+)
+def test_what_is_no_prompt_is_named(source: Any, column: Any, said: str) -> None:
+    with pytest.raises(tbl.InvalidValue) as error:
+        read(source, column)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("p.txt", b"a\nb\n"),
+        ("p.csv", b"id,prompt\n1,a\n2,b\n"),
+        ("bom.csv", b'\xef\xbb\xbfprompt,id\n"a",1\n\nb,2\n'),
+        ("p.jsonl", b'{"prompt": "a"}\n\n{"id": 2, "prompt": "b"}'),
+        ("p.NDJSON", b'{"prompt": "a"}\r\n{"prompt": "b"}\r\n'),
+    ],
+)
+def test_files_of_prompts_are_read(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert list(read_prompts(tmp_path / name)) == ["a", "b"]
+
+
+def test_parquet_and_messages_in_json_are_read(tmp_path: Path) -> None:
+    FRAME.write_parquet(tmp_path / "p.parquet")
+    assert list(read_prompts(tmp_path / "p.parquet")) == ["a", "b"]
+    (tmp_path / "m.jsonl").write_text('{"m": [{"role": "user", "content": "b"}]}')
+    assert list(read_prompts(tmp_path / "m.jsonl", "m")) == [MESSAGES]
+
+
+def test_a_long_prompt_in_a_csv_is_read_and_the_limit_is_as_before(tmp_path: Path) -> None:
+    import csv
+
+    before = csv.field_size_limit()
+    (tmp_path / "p.csv").write_text("prompt\n" + "a" * 1_000_000 + "\n")
+    assert [len(text) for text in map(str, read_prompts(tmp_path / "p.csv"))] == [1_000_000]
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("p.pdf", b"", "p.pdf is of no kind that is read: .parquet, .csv"),
+        ("none.csv", None, "cannot be read (No such file"),
+        ("none.parquet", None, "cannot be read"),
+        ("p.parquet", b"no parquet", "cannot be read"),
+        ("p.csv", b"id,text\n1,a\n", "line 1: has no column 'prompt'; it has id, text"),
+        ("p.csv", b"id,prompt\n1\n", "line 2: has 1 fields"),
+        ("p.csv", b'id,prompt\n1,"a', "line 2: is no CSV"),
+        ("p.csv", b"id,prompt\n1,\xff\n", "line 2: is not UTF-8"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ', "line 2: is no JSON"),
+        ("p.jsonl", b'{"prompt": NaN}', "line 1: is no JSON (NaN is no number of JSON)"),
+        ("p.jsonl", b'{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands there twice"),
+        ("p.jsonl", b'{"prompt": ' + b"[" * 10_000, "line 1: is nested too deep"),
+        ("p.jsonl", b'["a"]', "line 1: is no JSON object"),
+        ("p.jsonl", b'{"text": "a"}', "line 1: has no 'prompt'; it has text"),
+        ("p.jsonl", b'{"prompt": null}', "line 1: is missing"),
+        ("p.jsonl", b'{"prompt": 5}', "line 1: 5 is int"),
+        ("p.txt", b"a\n\xff", "line 2: is not UTF-8"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_line(tmp_path: Path, name: str, data: bytes | None, said: str) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(tbl.InvalidValue) as error:
+        list(read_prompts(tmp_path / name))
+    assert said in str(error.value)
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "MOST_BYTES", 1000)
+    for name in ("p.jsonl", "p.csv", "p.txt"):
+        (tmp_path / name).write_bytes(b"prompt\n" + b"a" * 5000)
+        with pytest.raises(tbl.InvalidValue, match=r"is longer than 1,000 bytes|no JSON"):
+            list(read_prompts(tmp_path / name))

@@ -1,0 +1,176 @@
+"""Where prompts come from: a list, a column of a frame, a file; handed on in parts, so that a large set needs little memory.
+
+A prompt is a text, or messages as a provider's API takes them. What is neither is an error that names its row.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .counter import Content
+from .errors import InvalidType, InvalidValue, told
+from .lines import csv_fields, json_objects, text_lines
+
+if TYPE_CHECKING:
+    import polars as pl
+
+AT_ONCE = 10_000
+MOST_BYTES = 64 * 2**20  # of one line of a file of prompts
+FORMATS = (".parquet", ".csv", ".jsonl", ".ndjson", ".txt")
+
+
+def prompts_of(source: Any, column: str | pl.Expr | None = None) -> Iterator[list[Content]]:
+    """Prompts in parts of ten thousand.
+
+    Args:
+        source: texts or lists of messages; or a Polars or pandas frame or column, or an Arrow table.
+        column: of a frame, where the prompts stand: a name, or a Polars expression that makes them, such as
+            `pl.format("Is this spam? {}", "text")`. Its only column, or only text column, or `prompt`, where not given.
+
+    Raises:
+        InvalidType: `source` is none of these, or a prompt is neither text nor messages.
+        InvalidValue: no such column, or a row without a prompt.
+    """
+    if isinstance(source, str | bytes | Mapping):
+        raise InvalidType("prompts", f"is {type(source).__name__}; give a list of prompts, or a frame")
+    series = _series(source, column)
+    if series is not None:
+        yield from _of_series(series)
+        return
+    if column is not None:
+        raise InvalidValue("prompt", f"names a column, and {type(source).__name__} has none")
+    if not isinstance(source, Iterable):
+        raise InvalidType("prompts", f"is {type(source).__name__}; give a list of prompts, or a frame")
+    rows = enumerate(source)
+    while part := list(islice(rows, AT_ONCE)):
+        yield [content_of(f"prompt {n}", prompt) for n, prompt in part]
+
+
+def count_of(source: Any) -> int | None:
+    """How many prompts there are, where that is known before they are read."""
+    return len(source) if hasattr(source, "__len__") else None
+
+
+def content_of(where: str, prompt: Any) -> Content:
+    """Check that a prompt is one."""
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes) and all(isinstance(each, Mapping) for each in prompt):
+        return prompt
+    if prompt is None:
+        raise InvalidValue(where, "is missing; leave the row out, or write an empty text")
+    raise InvalidType(where, f"{told(prompt)} is {type(prompt).__name__}, neither a text nor a list of messages")
+
+
+def _series(source: Any, column: str | pl.Expr | None) -> pl.Series | None:
+    """The column of a frame, of whichever library it is."""
+    library = type(source).__module__.partition(".")[0]
+    if library not in ("polars", "pandas", "pyarrow"):
+        return None
+    import polars as pl
+
+    if library == "pandas":
+        source = pl.from_pandas(source)
+    elif library == "pyarrow":
+        source = pl.from_arrow(source)
+    if isinstance(source, pl.Series):
+        if column is not None:
+            raise InvalidValue("prompt", "names a column, and a single one was given")
+        return source
+    lazy = source.lazy()
+    chosen = _column(lazy.collect_schema(), column) if column is None or isinstance(column, str) else column
+    try:
+        found: pl.DataFrame = lazy.select(chosen).collect()
+    except pl.exceptions.PolarsError as error:
+        raise InvalidValue("prompt", f"cannot be made of this frame ({str(error).splitlines()[0]})") from error
+    if found.width != 1:
+        raise InvalidValue("prompt", f"makes {found.width} columns, and not one")
+    return found.to_series()
+
+
+def _column(schema: Mapping[str, Any], column: str | None) -> str:
+    import polars as pl
+
+    names = list(schema)
+    if column is not None:
+        if column not in names:
+            raise InvalidValue("prompt", f"there is no column {column!r}; there are {', '.join(names) or 'none'}")
+        return column
+    texts = [name for name, kind in schema.items() if kind == pl.String]
+    if "prompt" in names or len(texts) != 1:
+        if "prompt" not in names:
+            raise InvalidValue("prompt", f"say which column it is: {', '.join(names) or 'there are none'}")
+        return "prompt"
+    return texts[0]
+
+
+def _of_series(series: pl.Series) -> Iterator[list[Content]]:
+    import polars as pl
+
+    missing = series.is_null().arg_true()
+    if len(missing):
+        raise InvalidValue(f"row {missing[0]}", "has no prompt; leave the row out, or write an empty text")
+    for start in range(0, len(series), AT_ONCE):
+        part = series.slice(start, AT_ONCE).to_list()
+        yield part if series.dtype == pl.String else [content_of(f"row {start + n}", prompt) for n, prompt in enumerate(part)]
+
+
+# --- files -------------------------------------------------------------------------------------------------------------------
+
+
+def read_prompts(path: Path, column: str | None = None) -> Iterator[Content]:
+    """The prompts of a file; the ending says what it is: Parquet, CSV with a header, a JSON object a line, a text a line.
+
+    Args:
+        path: the file.
+        column: where the prompts stand; `prompt` where not given. In JSON it may hold a text or a list of messages.
+
+    Raises:
+        InvalidValue: no such file or column, or a line that is none; with the line's number.
+    """
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise InvalidValue("prompts", f"{path.name} is of no kind that is read: {', '.join(FORMATS)}")
+    if kind == ".parquet":
+        return chain.from_iterable(prompts_of(_parquet(path), column))
+    return _read_lines(path, kind, column or "prompt")
+
+
+def _parquet(path: Path) -> pl.LazyFrame:
+    import polars as pl
+
+    try:
+        frame = pl.scan_parquet(path)
+        frame.collect_schema()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InvalidValue("prompts", f"{path} cannot be read ({str(error).splitlines()[0]})") from error
+    return frame
+
+
+def _read_lines(path: Path, kind: str, column: str) -> Iterator[Content]:
+    try:
+        with path.open("rb") as file:
+            if kind == ".txt":
+                yield from (line.rstrip("\r\n") for line in text_lines(file, path.name, MOST_BYTES))
+            elif kind == ".csv":
+                yield from _of_csv(file, path.name, column)
+            else:
+                for where, row in json_objects(file, path.name, MOST_BYTES):
+                    if column not in row:
+                        raise InvalidValue(where, f"has no {column!r}; it has {', '.join(row)[:200] or 'nothing'}")
+                    yield content_of(where, row[column])
+    except OSError as error:
+        raise InvalidValue("prompts", f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def _of_csv(file: Any, name: str, column: str) -> Iterator[str]:
+    before = csv.field_size_limit(MOST_BYTES)  # of the whole process, for as long as this file is read
+    try:
+        for _, (prompt,) in csv_fields(file, name, [column], MOST_BYTES):
+            yield prompt
+    finally:
+        csv.field_size_limit(before)
