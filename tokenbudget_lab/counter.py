@@ -55,12 +55,12 @@ class Count:
     @property
     def upper(self) -> int:
         """The count with its margin: what to reserve for."""
-        return math.ceil(self.tokens * (1 + self.margin))
+        return self.tokens + math.ceil(round(self.tokens * self.margin, 6))  # 0.07 × 100 is 7.000000000000001
 
     @property
     def lower(self) -> int:
         """The count less its margin."""
-        return math.floor(self.tokens * max(0.0, 1 - self.margin))
+        return max(0, self.tokens - math.ceil(round(self.tokens * self.margin, 6)))
 
     def __index__(self) -> int:
         return self.tokens
