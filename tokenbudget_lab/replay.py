@@ -244,7 +244,7 @@ def check_price(ledger: Ledger, model: str) -> Prices:
     """
     if ledger.prices is None:
         raise PriceUnknown(model, "this ledger has no price list")
-    ledger.prices.worst_case(model, 1, 1)
+    ledger.prices.worst_quote(model, 1, 1)
     return ledger.prices
 
 
