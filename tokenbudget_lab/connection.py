@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import ledger as core
 from .commands import AcceptClock, CopyFile
+from .costs import Prices as AnyPrices
 from .desk import Desk
 from .errors import InvalidValue, LedgerBusy, LedgerDamaged
 from .handles import Budget
@@ -52,7 +53,7 @@ class Ledger(core.Ledger):
         *,
         store: Store | None = None,
         desk: Desk | None = None,
-        prices: core.Prices | None = None,
+        prices: AnyPrices | None = None,
         timeout: float | timedelta = DEFAULT_TIMEOUT_S,
         clock_ns: Callable[[], int] = time.time_ns,
         ids: Callable[[], str] = new_id,
@@ -215,7 +216,7 @@ def connect(
     *,
     embedded: bool = False,
     timeout: float | timedelta = DEFAULT_TIMEOUT_S,
-    prices: core.Prices | None = None,
+    prices: AnyPrices | None = None,
 ) -> Ledger:
     """Open a ledger; make it if it does not exist.
 

@@ -7,16 +7,16 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from .balance import Balance, balance_of
 from .checks import seconds
 from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudget
+from .costs import Prices, cost_of, hold_for, why_unpriced
 from .decide import Answer, is_full
 from .desk import Desk, DirectBox, LoopBox, Ticket
 from .errors import (
@@ -30,7 +30,7 @@ from .errors import (
     money,
     shown,
 )
-from .events import chained, from_detail, to_detail
+from .events import chained, from_detail
 from .handles import Budget
 from .ids import new_id
 from .limits import Limit, budget_name, caps_of, instant, path_of, zone
@@ -39,38 +39,13 @@ from .reported import Reported
 from .reservation import Receipt, Reservation, Reserving
 from .state import Proof, seldom_collected
 from .store import Store
-from .terms import UNSAID, Quote, Terms
-from .usage import Money, Usage, pico_of_cost, usd_of
+from .terms import UNSAID, Terms
+from .usage import Money, usd_of
 from .writer import Writer
 
 log = logging.getLogger("tokenbudget_lab")
 DEFAULT_TIMEOUT_S = 600.0
-MOST_BESIDE, MOST_REASON = 20, 500  # an event's detail is short
 T = TypeVar("T")
-
-
-class Prices(Protocol):
-    """What turns usage into money."""
-
-    def cost(
-        self, usage: Usage, model: str, *, at: datetime | None = None, context: Mapping[str, str] | None = None
-    ) -> Decimal:
-        """USD of a call; `PriceUnknown` where there is no price."""
-        ...
-
-    def quote(self, usage: Usage, model: str, *, at: datetime | None = None, context: Mapping[str, str] | None = None) -> Quote:
-        """USD of a call, and where that is from."""
-        ...
-
-    def worst_quote(
-        self, model: str, input_tokens: Any, max_output_tokens: int, *, context: Mapping[str, str] | None = None
-    ) -> Quote:
-        """The most USD that a call of this size can cost, and where that is from."""
-        ...
-
-    def provider(self, model: str) -> str | None:
-        """Who sells the model."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +291,7 @@ class Ledger:
         made = json.loads(command.detail) if command.detail is not None else {}
         if "input_tokens" not in made:
             return AmountMissing(command.budget, "usd")
-        return PriceUnknown(command.model, self._price_reason(command.model, made.get("context")))
+        return PriceUnknown(command.model, why_unpriced(self.prices, command.model, made.get("context")))
 
     # --- who holds what in this process ------------------------------------------------------------------------------------
 
@@ -374,37 +349,13 @@ class Ledger:
         self, used: Reported, model: str | None, terms: Terms, at: datetime | None = None
     ) -> tuple[int | None, str | None]:
         """Pico-dollars of a call, and for its event's `detail` where they are from; no dollars where there is no price."""
-        context = terms.corrected(used.terms).context
-        if self.prices is None or model is None:
-            return None, _detail(None, context, used)
-        try:
-            used.must_be_priced(model)
-            quotes = [self.prices.quote(each, name or model, at=at, context=context) for name, each in used.requests]
-        except PriceUnknown as error:
-            return None, _detail(None, context, used, error.reason)
-        return sum(pico_of_cost(quote.usd) for quote in quotes), _detail(quotes[0], context, used)
+        return cost_of(self.prices, used, model, terms, at)
 
     def worst_case(
         self, model: str, input_tokens: int, max_output_tokens: int, terms: Terms = UNSAID
     ) -> tuple[int | None, str]:
         """Pico-dollars that a call of this size can cost at most, and what the hold was made from."""
-        made = {"input_tokens": input_tokens, "max_output_tokens": max_output_tokens, "context": terms.context}
-        if self.prices is None:
-            return None, to_detail(**made)
-        try:
-            quote = self.prices.worst_quote(model, input_tokens, max_output_tokens, context=terms.context)
-        except PriceUnknown:
-            return None, to_detail(**made)
-        return pico_of_cost(quote.usd), to_detail(**made, **_provenance(quote))
-
-    def _price_reason(self, model: str, context: Mapping[str, str] | None) -> str:
-        if self.prices is None:
-            return "this ledger has no price list"
-        try:
-            self.prices.cost(Usage(1, 1), model, context=context)
-        except PriceUnknown as error:
-            return error.reason
-        return ""
+        return hold_for(self.prices, model, input_tokens, max_output_tokens, terms)
 
     # --- proving -----------------------------------------------------------------------------------------------------------
 
@@ -470,23 +421,6 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"Ledger({self.desk.where!r}{', closed' if self._closed else ''})"
-
-
-def _provenance(quote: Quote) -> dict[str, Any]:
-    return {"prices": quote.source, "priced_as": quote.priced_as, "above": quote.above}
-
-
-def _detail(quote: Quote | None, context: Mapping[str, str] | None, used: Reported, unpriced: str | None = None) -> str | None:
-    """What an event remembers of how its cost came about, and what of the usage has no column; `None` for nothing."""
-    told: dict[str, Any] = {} if quote is None else _provenance(quote)
-    usage = used.usage
-    if usage.cache_write_1h_tokens or usage.web_searches:
-        told |= {"cache_write_1h_tokens": usage.cache_write_1h_tokens or None, "web_searches": usage.web_searches or None}
-    if used.beside:
-        told["beside"] = [(name, each.input_tokens, each.output_tokens) for name, each in used.beside[:MOST_BESIDE]]
-    if context or unpriced:
-        told |= {"context": context, "unpriced": None if unpriced is None else unpriced[:MOST_REASON]}
-    return to_detail(**told) if told else None
 
 
 def _thresholds(alerts: Sequence[float]) -> tuple[float, ...]:

@@ -20,9 +20,10 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from .costs import Prices
 from .errors import BudgetExceeded, InvalidValue, PriceUnknown, money
 from .handles import Budget
-from .ledger import Ledger, Prices
+from .ledger import Ledger
 from .render import escaped
 from .reservation import Counted, Reservation
 from .usage import Usage

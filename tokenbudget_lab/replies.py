@@ -28,7 +28,7 @@ _PARTS = frozenset(
     | {"output_text_tokens"}
 )
 _BY_CORE = {("anthropic", "default"), ("openai", "chat"), ("openai", "responses")}
-_TRAFFIC = {"on_demand": "standard", "on_demand_flex": "flex", "on_demand_priority": "priority"}  # Vertex
+_TRAFFIC = {"on_demand_flex": "flex", "on_demand_priority": "priority"}  # Vertex
 
 
 def read_reply(reply: Any, *, provider: str, flavor: str = "default") -> Reported:

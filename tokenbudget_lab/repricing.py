@@ -22,7 +22,7 @@ from .terms import Quote, Terms, terms_of
 from .usage import Usage, pico_of_cost, usd_of
 
 if TYPE_CHECKING:
-    from .ledger import Prices as AnyPrices
+    from .costs import Prices
 
 _ALIKE = (
     *("state", "model", "spent_at", "context", "requests", "tokens", "input_tokens", "output_tokens", "cache_read_tokens"),
@@ -44,7 +44,7 @@ def reprice(
     batch: bool | None = None,
     tier: str | None = None,
     speed: str | None = None,
-    prices: AnyPrices | None = None,
+    prices: Prices | None = None,
 ) -> pl.DataFrame:
     """What calls would have cost on another model, at another time, or on other terms.
 
@@ -94,7 +94,7 @@ def reprice(
     return frame.with_columns(added)
 
 
-def _frame(calls: Any) -> tuple[pl.DataFrame, AnyPrices | None]:
+def _frame(calls: Any) -> tuple[pl.DataFrame, Prices | None]:
     if isinstance(calls, Ledger):
         return calls.calls().collect(), calls.prices
     if isinstance(calls, Budget):
@@ -114,7 +114,7 @@ class _Pricer:
 
     def __init__(
         self,
-        prices: AnyPrices,
+        prices: Prices,
         model: str | Mapping[str, str] | None,
         at: datetime | None,
         batch: bool | None,  # noqa: FBT001 - handed on
