@@ -125,15 +125,14 @@ def test_a_cost_is_exactly_what_the_catalogue_computes(usage: Usage, model: str,
 
 @given(usages(), st.sampled_from(["claude-sonnet-5-5", "claude-haiku-5-5", "gpt-5.4", "gemini-2.5-pro"]))
 def test_a_batch_costs_exactly_what_the_catalogue_computes(usage: Usage, model: str) -> None:
-    batch = {"processing": "batch"}
-    assert pricing.cost(usage, model=model, at=NOVEMBER, context=batch) == asked(usage, model, NOVEMBER, batch)
+    assert pricing.cost(usage, model=model, at=NOVEMBER, batch=True) == asked(usage, model, NOVEMBER, {"processing": "batch"})
 
 
 @given(usages(), st.sampled_from([*LINEAR, *TIERED]))
 def test_no_request_without_cache_writes_costs_more_than_its_worst_case(usage: Usage, model: str) -> None:
     ordinary = Usage(usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, reasoning_tokens=usage.reasoning_tokens)
     cost = pricing.cost(ordinary, model=model, at=NOVEMBER)
-    assert cost <= pricing.prices().worst_case(model, usage.input_tokens, usage.output_tokens, at=NOVEMBER)
+    assert cost <= pricing.user_prices().worst_case(model, usage.input_tokens, usage.output_tokens, at=NOVEMBER)
 
 
 def test_every_model_of_the_catalogue_is_priced_as_it_says_or_refused(prices: Prices) -> None:
@@ -321,7 +320,7 @@ def test_usage_as_a_provider_reports_it_can_be_priced() -> None:
 
 
 def test_the_process_has_one_set_of_prices() -> None:
-    assert pricing.prices() is pricing.prices()
+    assert pricing.user_prices() is pricing.user_prices()
 
 
 def test_a_known_model_is_priced_many_times_faster_than_by_the_catalogue(prices: Prices) -> None:

@@ -7,8 +7,9 @@
         reply = client.messages.create(...)
         call.commit(reply.usage)
 
-The files read in this order: errors → usage → limits → events → commands → accounts → state → decide → store → writer →
-reservation → ledger; then heads → recovery → stores → wire → keeper → pricing → connection, and what is built on them.
+The files read in this order: errors → usage → terms → reported → limits → events → commands → accounts → state → decide →
+store → writer → reservation → ledger; then heads → recovery → stores → wire → keeper → rates → own_prices → pricing →
+connection, and what is built on them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ if TYPE_CHECKING:
     from .ledger import Alert as Alert
     from .ledger import Verification as Verification
     from .limits import Limit as Limit
+    from .pricing import Prices as Prices
     from .pricing import cost as cost
+    from .pricing import worst_case as worst_case
+    from .replies import read_reply as read_reply
+    from .reported import Reported as Reported
+    from .repricing import reprice as reprice
     from .reservation import Counted as Counted
     from .reservation import Receipt as Receipt
     from .reservation import Reservation as Reservation
@@ -48,7 +54,9 @@ _HOMES = {
     "Counted": "reservation",
     "Ledger": "connection",
     "Limit": "limits",
+    "Prices": "pricing",
     "Receipt": "reservation",
+    "Reported": "reported",
     "Reservation": "reservation",
     "TokenCounter": "counter",
     "Usage": "usage",
@@ -58,7 +66,10 @@ _HOMES = {
     "connect": "connection",
     "cost": "pricing",
     "demo_client": "demo",
+    "read_reply": "replies",
+    "reprice": "repricing",
     "tag": "frames",
+    "worst_case": "pricing",
 }
 _ERRORS = (
     "AmountMissing",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import ledger as core
 from .commands import AcceptClock, CopyFile
+from .costs import Prices as AnyPrices
 from .desk import Desk
 from .errors import InvalidValue, LedgerBusy, LedgerDamaged
 from .handles import Budget
@@ -41,7 +42,7 @@ class Ledger(core.Ledger):
     Args:
         store: where the events are kept, when it is made by hand; this process must be the only one that writes there.
         desk: what takes commands instead (a keeper's link).
-        prices: what turns usage into money; genai-prices where not given.
+        prices: what turns usage into money; genai-prices and the user's `prices.toml` where not given.
         timeout: seconds until a reservation ends by itself, where none is given per reserve.
         clock_ns: Unix nanoseconds, for the writer.
         ids: where ids come from.
@@ -52,12 +53,12 @@ class Ledger(core.Ledger):
         *,
         store: Store | None = None,
         desk: Desk | None = None,
-        prices: core.Prices | None = None,
+        prices: AnyPrices | None = None,
         timeout: float | timedelta = DEFAULT_TIMEOUT_S,
         clock_ns: Callable[[], int] = time.time_ns,
         ids: Callable[[], str] = new_id,
     ) -> None:
-        super().__init__(store=store, desk=desk, prices=prices or Prices(), timeout=timeout, clock_ns=clock_ns, ids=ids)
+        super().__init__(store=store, desk=desk, prices=prices or Prices.of_user(), timeout=timeout, clock_ns=clock_ns, ids=ids)
         _open.add(self)
 
     def set_price(
@@ -69,6 +70,7 @@ class Ledger(core.Ledger):
         cache_read_usd_per_mtok: Money | None = None,
         cache_write_5m_usd_per_mtok: Money | None = None,
         cache_write_1h_usd_per_mtok: Money | None = None,
+        batch_discount: Money | None = None,
     ) -> None:
         """Say the price of a model that the catalogue does not know, or pay another one; for this connection.
 
@@ -76,6 +78,7 @@ class Ledger(core.Ledger):
             model: its name.
             input_usd_per_mtok, output_usd_per_mtok: USD per million tokens.
             cache_read_usd_per_mtok, cache_write_5m_usd_per_mtok, cache_write_1h_usd_per_mtok: as input where not given.
+            batch_discount: the part that a batch saves; without it a batch has no price.
         """
         prices = self.prices
         if not isinstance(prices, Prices):
@@ -87,6 +90,7 @@ class Ledger(core.Ledger):
             cache_read_usd_per_mtok=cache_read_usd_per_mtok,
             cache_write_5m_usd_per_mtok=cache_write_5m_usd_per_mtok,
             cache_write_1h_usd_per_mtok=cache_write_1h_usd_per_mtok,
+            batch_discount=batch_discount,
         )
 
     def events(self) -> pl.LazyFrame:
@@ -212,7 +216,7 @@ def connect(
     *,
     embedded: bool = False,
     timeout: float | timedelta = DEFAULT_TIMEOUT_S,
-    prices: core.Prices | None = None,
+    prices: AnyPrices | None = None,
 ) -> Ledger:
     """Open a ledger; make it if it does not exist.
 
@@ -220,7 +224,7 @@ def connect(
         where: a path to a DuckDB file, or `":memory:"`; the default ledger where not given.
         embedded: own the file in this process, without a keeper: a bit faster alone, and nobody else can use it meanwhile.
         timeout: seconds until a reservation ends by itself, where none is given per reserve; 1 s to 48 h.
-        prices: what turns usage into money; genai-prices where not given.
+        prices: what turns usage into money; genai-prices and the user's `prices.toml` where not given.
 
     Raises:
         LedgerBusy: another process owns the file.

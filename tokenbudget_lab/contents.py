@@ -20,9 +20,10 @@ from .limits import MAX_NAME, budget_name, must_be_code, zone
 from .usage import MAX_TOKENS, MAX_USD, PICO
 
 _is_id = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
-# What our clients write about a call, so that it need not be parsed: two sizes and where the price is from, or fewer.
+# What our clients write about a call, so that it need not be parsed: sizes, and where the price is from, or fewer.
 _is_usual = re.compile(
-    r'\{(?:(?:"(?:input_tokens|max_output_tokens)":(?:0|[1-9]\d{0,16})|"prices":"[^"\\\x00-\x1f\x7f]*")(?:,(?=")|(?=\})))*\}'
+    r'\{(?:(?:"(?:above|input_tokens|max_output_tokens)":(?:0|[1-9]\d{0,16})|"(?:priced_as|prices)":"[^"\\\x00-\x1f\x7f]*")'
+    r'(?:,(?=")|(?=\})))*\}'
 ).fullmatch
 _MOST_USD = MAX_USD * PICO
 _MOST_COUNT = 2 * MAX_TOKENS  # what goes in and what comes out

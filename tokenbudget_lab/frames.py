@@ -88,7 +88,18 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "basis": Column(
             "String", "", "how well that is known: the weakest of measured, estimated, unknown; adjusted is measured"
         ),
-        **_USAGE,
+        **dict(list(_USAGE.items())[:4]),
+        "cache_write_1h_tokens": Column("Int64", "tokens", "of those, to a cache that lives an hour; null for none"),
+        "reasoning_tokens": _USAGE["reasoning_tokens"],
+        "web_searches": Column("Int64", "searches", "that the provider made and bills; null for none"),
+        "context": Column("String", "JSON", "on what terms: processing (batch), service_tier, speed; null for the standard"),
+        "prices": Column(
+            "String", "", "whose prices, and which state of them, made the cost; null where it was said, or unknown"
+        ),
+        "priced_as": Column("String", "", "that list's name of the model; with parts, of the last one, as the two beside it"),
+        "above": Column(
+            "Int64", "tokens", "the rates hold for requests of more input than this; null where size does not matter"
+        ),
         "late": Column("Boolean", "", "committed after it had expired"),
         "overrun": Column("Boolean", "", "the commit was more than the hold"),
         "provider": Column("String", "", "who sells the model"),

@@ -10,9 +10,12 @@ from .balance import Balance, balance_of
 from .checks import key_of, seconds, tags_of, text_of
 from .commands import Adjust, CloseBudget, GetBalance, Record, Reserve, SetLimit
 from .errors import InvalidValue, LedgerUnavailable, shown
+from .events import to_detail
 from .limits import Window, micros, window_code
+from .reported import Reported
 from .reservation import Counted, Receipt, Reservation, Reserving, basis_of, counts_of
-from .usage import Money, Usage, pico_of, tokens_of
+from .terms import UNSAID, Terms, terms_of
+from .usage import Money, most_of, pico_of, tokens_of
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -51,6 +54,9 @@ class Budget:
         model: str | None = None,
         input_tokens: int | None = None,
         max_output_tokens: int | None = None,
+        batch: bool = False,
+        tier: str | None = None,
+        speed: str | None = None,
         timeout: float | timedelta | None = None,
         wait: float = 0,
         key: str | None = None,
@@ -66,8 +72,11 @@ class Budget:
             tokens: input and output together; from the two counts below where not given.
             requests: calls; 1 where not given.
             model: whose price to use.
-            input_tokens: of the call, counted or estimated.
+            input_tokens: of the call, counted or estimated; of a `Count` the upper end is held.
             max_output_tokens: the most it can answer.
+            batch: it is one of a batch, and paid as such; so is its commit.
+            tier: the service tier, where it has a price of its own: `flex`, `priority`, …
+            speed: `fast`, the same.
             timeout: seconds (or a timedelta) until it ends by itself, 1 s to 48 h; the ledger's default where not given.
             wait: seconds to stand in line while calls in flight, or a new window, could make room; `True` is 600.
             key: makes it idempotent: the same key gets the same reservation.
@@ -90,7 +99,7 @@ class Budget:
             Decimal('0.88')
         """
         amounts = (usd, tokens, requests, model, input_tokens, max_output_tokens)
-        return Reserving(self, (*amounts, timeout, wait, key, tags, if_lost))
+        return Reserving(self, (*amounts, terms_of(batch=batch, tier=tier, speed=speed), timeout, wait, key, tags, if_lost))
 
     def reserve_sync(
         self,
@@ -101,6 +110,9 @@ class Budget:
         model: str | None = None,
         input_tokens: int | None = None,
         max_output_tokens: int | None = None,
+        batch: bool = False,
+        tier: str | None = None,
+        speed: str | None = None,
         timeout: float | timedelta | None = None,
         wait: float = 0,
         key: str | None = None,
@@ -112,7 +124,8 @@ class Budget:
         Safe inside a running event loop, but a wait would block that loop.
         """
         amounts = (usd, tokens, requests, model, input_tokens, max_output_tokens)
-        return Reserving(self, (*amounts, timeout, wait, key, tags, if_lost)).ask()
+        terms = terms_of(batch=batch, tier=tier, speed=speed)
+        return Reserving(self, (*amounts, terms, timeout, wait, key, tags, if_lost)).ask()
 
     def command(
         self,
@@ -122,6 +135,7 @@ class Budget:
         model: str | None,
         input_tokens: int | None,
         max_output_tokens: int | None,
+        terms: Terms,
         timeout: float | timedelta | None,
         wait: float,
         key: str | None,
@@ -137,11 +151,13 @@ class Budget:
         if if_lost not in (None, "count", "release"):
             raise InvalidValue("if_lost", f"{if_lost!r} is neither 'count' nor 'release'")
         model = text_of("model", model)
+        if terms is not UNSAID and model is None:
+            raise InvalidValue("model", "is needed beside batch=, tier= or speed=: they choose among a model's prices")
         sized = _size(input_tokens, max_output_tokens)
         pico = None if usd is None else pico_of("usd", usd)
-        detail = None
+        detail = None if terms.context is None else to_detail(context=terms.context)
         if pico is None and model is not None and sized is not None:
-            pico, detail = self._ledger.worst_case(model, *sized)
+            pico, detail = self._ledger.worst_case(model, *sized, terms)
         count = (None if sized is None else sum(sized)) if tokens is None else tokens_of("tokens", tokens)
         calls = 1 if requests is None else tokens_of("requests", requests)
         if not (pico or count or calls):
@@ -160,6 +176,9 @@ class Budget:
         usd: Money | None = None,
         tokens: int | None = None,
         requests: int | None = None,
+        batch: bool = False,
+        tier: str | None = None,
+        speed: str | None = None,
         at: datetime | None = None,
         basis: Literal["measured", "estimated", "unknown"] = "measured",
         key: str | None = None,
@@ -169,11 +188,12 @@ class Budget:
         """Count spend that had no reservation: another tool's, an import. No limit refuses it; the money is gone.
 
         Args:
-            usage: token counts.
+            usage: token counts: a `Usage`, what the provider's SDK reports, or its whole reply.
             model: whose price to use.
             usd: the cost, where it is not computed.
             tokens: input and output together, where there is no `usage`.
             requests: calls; 1 where not given.
+            batch, tier, speed: on what terms it was made; what the reply reports counts before them.
             at: when it was spent (aware); now where not given.
             basis: how the amounts are known.
             key: makes it idempotent.
@@ -183,18 +203,19 @@ class Budget:
         self._ledger.raise_unread(self)
         if usage is None and usd is None and tokens is None and requests is None:
             raise InvalidValue("record", "needs what was used: a tbl.Usage, usd=… or tokens=…")
-        used = Usage.of(usage) if usage is not None else None
-        model = text_of("model", model)
+        used = Reported.of(usage) if usage is not None else None
+        model, terms = text_of("model", model), terms_of(batch=batch, tier=tier, speed=speed)
         pico, detail = None if usd is None else pico_of("usd", usd), None
-        if pico is None and used is not None and model is not None:
-            pico, detail = self._ledger.cost(used, model, at)
-        if tokens is None and used is not None:
-            tokens = used.tokens
+        if used is not None:
+            priced, detail = self._ledger.cost(used, None if usd is not None else model, terms, at)
+            pico = priced if usd is None else pico
+            tokens = used.tokens if tokens is None else tokens
+            response_id = used.response_id if response_id is None else response_id
         command = Record(
             self._ledger.new_id(), self.name, pico, None if tokens is None else tokens_of("tokens", tokens),
-            1 if requests is None else tokens_of("requests", requests), basis_of(basis), None if at is None else micros(at),
-            self._ledger.provider(model), model, *counts_of(used), text_of("response_id", response_id),
-            key_of(key), tags_of(tags), detail,
+            1 if requests is None else tokens_of("requests", requests), basis_of(basis, used),
+            None if at is None else micros(at), self._ledger.provider(model), model, *counts_of(used),
+            text_of("response_id", response_id), key_of(key), tags_of(tags), detail,
         )  # fmt: skip
         return self._ledger.submit(command, self)
 
@@ -290,7 +311,7 @@ def _size(input_tokens: Any, max_output_tokens: Any) -> tuple[int, int] | None:
     if input_tokens is None or max_output_tokens is None:
         missing = "input_tokens" if input_tokens is None else "max_output_tokens"
         raise InvalidValue(missing, "is needed too: a hold covers what goes in and the most that can come out")
-    return tokens_of("input_tokens", input_tokens), tokens_of("max_output_tokens", max_output_tokens)
+    return most_of("input_tokens", input_tokens), tokens_of("max_output_tokens", max_output_tokens)
 
 
 def _wait(wait: float) -> int:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from .balance import Balance, balance_of
 from .checks import seconds
 from .commands import Command, GetBudget, GetHead, ListBudgets, Reserve, SetBudget
+from .costs import Prices, cost_of, hold_for, why_unpriced
 from .decide import Answer, is_full
 from .desk import Desk, DirectBox, LoopBox, Ticket
 from .errors import (
@@ -29,40 +30,22 @@ from .errors import (
     money,
     shown,
 )
-from .events import chained, from_detail, to_detail
+from .events import chained, from_detail
 from .handles import Budget
 from .ids import new_id
 from .limits import Limit, budget_name, caps_of, instant, path_of, zone
 from .origin import origin
+from .reported import Reported
 from .reservation import Receipt, Reservation, Reserving
 from .state import Proof, seldom_collected
 from .store import Store
-from .usage import Money, Usage, pico_of_cost, usd_of
+from .terms import UNSAID, Terms
+from .usage import Money, usd_of
 from .writer import Writer
 
 log = logging.getLogger("tokenbudget_lab")
 DEFAULT_TIMEOUT_S = 600.0
 T = TypeVar("T")
-
-
-class Prices(Protocol):
-    """What turns usage into money."""
-
-    def cost(self, usage: Usage, model: str, *, at: datetime | None = None) -> Decimal:
-        """USD of a call; `PriceUnknown` where there is no price."""
-        ...
-
-    def worst_case(self, model: str, input_tokens: int, max_output_tokens: int, *, at: datetime | None = None) -> Decimal:
-        """The most USD that a call of this size can cost."""
-        ...
-
-    def provenance(self, model: str) -> str:
-        """Where the price is from."""
-        ...
-
-    def provider(self, model: str) -> str | None:
-        """Who sells the model."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +288,10 @@ class Ledger:
     def _why(self, command: Reserve, error: PriceUnknown) -> Exception:
         if command.model is None or error.model != command.model:
             return error
-        if command.detail is None:
+        made = json.loads(command.detail) if command.detail is not None else {}
+        if "input_tokens" not in made:
             return AmountMissing(command.budget, "usd")
-        return PriceUnknown(command.model, self._price_reason(command.model))
+        return PriceUnknown(command.model, why_unpriced(self.prices, command.model, made.get("context")))
 
     # --- who holds what in this process ------------------------------------------------------------------------------------
 
@@ -361,34 +345,17 @@ class Ledger:
         """Who sells a model, where that is known."""
         return None if model is None or self.prices is None else self.prices.provider(model)
 
-    def cost(self, used: Usage, model: str, at: datetime | None = None) -> tuple[int | None, str | None]:
-        """Pico-dollars of a call and the price's provenance; `None` where there is no price."""
-        if self.prices is None:
-            return None, None
-        try:
-            return pico_of_cost(self.prices.cost(used, model, at=at)), to_detail(prices=self.prices.provenance(model))
-        except PriceUnknown:
-            return None, None
+    def cost(
+        self, used: Reported, model: str | None, terms: Terms, at: datetime | None = None
+    ) -> tuple[int | None, str | None]:
+        """Pico-dollars of a call, and for its event's `detail` where they are from; no dollars where there is no price."""
+        return cost_of(self.prices, used, model, terms, at)
 
-    def worst_case(self, model: str, input_tokens: int, max_output_tokens: int) -> tuple[int | None, str]:
+    def worst_case(
+        self, model: str, input_tokens: int, max_output_tokens: int, terms: Terms = UNSAID
+    ) -> tuple[int | None, str]:
         """Pico-dollars that a call of this size can cost at most, and what the hold was made from."""
-        sized = {"input_tokens": input_tokens, "max_output_tokens": max_output_tokens}
-        if self.prices is None:
-            return None, to_detail(**sized)
-        try:
-            cost = self.prices.worst_case(model, input_tokens, max_output_tokens)
-        except PriceUnknown:
-            return None, to_detail(**sized)
-        return pico_of_cost(cost), to_detail(**sized, prices=self.prices.provenance(model))
-
-    def _price_reason(self, model: str) -> str:
-        if self.prices is None:
-            return "this ledger has no price list"
-        try:
-            self.prices.cost(Usage(1, 1), model)
-        except PriceUnknown as error:
-            return error.reason
-        return ""
+        return hold_for(self.prices, model, input_tokens, max_output_tokens, terms)
 
     # --- proving -----------------------------------------------------------------------------------------------------------
 

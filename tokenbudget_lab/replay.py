@@ -18,9 +18,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from .costs import Prices
 from .errors import BudgetExceeded, InvalidValue, PriceUnknown, money
 from .handles import Budget
-from .ledger import Ledger, Prices
+from .ledger import Ledger
 from .lines import csv_fields
 from .render import escaped
 from .reservation import Counted, Reservation
@@ -207,7 +208,7 @@ def check_price(ledger: Ledger, model: str) -> Prices:
     """
     if ledger.prices is None:
         raise PriceUnknown(model, "this ledger has no price list")
-    ledger.prices.worst_case(model, 1, 1)
+    ledger.prices.worst_quote(model, 1, 1)
     return ledger.prices
 
 

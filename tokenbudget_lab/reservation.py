@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import warnings
 from collections.abc import Coroutine, Generator
@@ -23,7 +24,9 @@ from .commands import Command, Commit, Extend, GetEntry, Lose, Reserve, Rollback
 from .desk import Ticket
 from .errors import InvalidValue, LedgerUnavailable, NotEntered, shown
 from .limits import instant
-from .usage import Money, Usage, pico_of, tokens_of, usd_of
+from .reported import Reported
+from .terms import UNSAID, Terms
+from .usage import Money, pico_of, tokens_of, usd_of
 
 if TYPE_CHECKING:
     from .handles import Budget
@@ -153,6 +156,7 @@ class Reservation:
         id: a UUID version 7.
         budget: the name of its budget.
         tokens, requests: what is held, beside `usd`.
+        terms: batch, tier and speed that it was made for.
     """
 
     __slots__ = (
@@ -167,6 +171,7 @@ class Reservation:
         "id",
         "model",
         "requests",
+        "terms",
         "thread",
         "tokens",
     )
@@ -178,6 +183,7 @@ class Reservation:
         self.thread = 0  # that asked for it, while it is held
         self.id: str = answer[0]
         self.budget, self.model = command.budget, command.model
+        self.terms = _terms(command.detail)
         self._pico, self.tokens, self.requests = command.usd, command.tokens, command.requests
         self._expires_us: int | None = answer[3]
         self._state: str = answer[4]
@@ -207,12 +213,13 @@ class Reservation:
         """Record what the call used and end the reservation.
 
         Args:
-            usage: token counts: a `Usage`, or what the provider's SDK reports.
+            usage: token counts: a `Usage`, what the provider's SDK reports, or its whole reply. A batch, tier or speed that is
+                reported in it counts before what was reserved for; one without a price leaves the cost unknown.
             usd: the cost, where it is not to be computed from the model's price.
             tokens: input and output together, where there is no `usage`.
             requests: calls; as held where not given.
-            basis: how the amounts are known.
-            response_id: the provider's id of the reply, to join with your own results.
+            basis: how the amounts are known; those of a reply that was broken off are `estimated` at best.
+            response_id: the provider's id of the reply, to join with your own results; a whole reply has it.
 
         Returns:
             A receipt. A resource that is not given is counted as it was held, with basis `unknown`.
@@ -223,16 +230,17 @@ class Reservation:
         self._ledger.raise_unread(self.id)
         if usage is None and usd is None and tokens is None and requests is None:
             raise InvalidValue("commit", "needs what the call used: reply.usage, a tbl.Usage, usd=… or tokens=…")
-        used = Usage.of(usage) if usage is not None else None
+        used = Reported.of(usage) if usage is not None else None
         detail = None
         pico = None if usd is None else pico_of("usd", usd)
-        if pico is None and used is not None and self.model is not None:
-            pico, detail = self._ledger.cost(used, self.model)
-        if tokens is None and used is not None:
-            tokens = used.tokens
+        if used is not None:
+            priced, detail = self._ledger.cost(used, None if usd is not None else self.model, self.terms)
+            pico = priced if usd is None else pico
+            tokens = used.tokens if tokens is None else tokens
+            response_id = used.response_id if response_id is None else response_id
         command = Commit(
             self._ledger.new_id(), self.id, pico, None if tokens is None else tokens_of("tokens", tokens),
-            None if requests is None else tokens_of("requests", requests), basis_of(basis), *counts_of(used),
+            None if requests is None else tokens_of("requests", requests), basis_of(basis, used), *counts_of(used),
             text_of("response_id", response_id), None, detail, self.budget,
         )  # fmt: skip
         return self._submit(command)
@@ -406,15 +414,24 @@ def _beside(failed: Exception, error: BaseException | None) -> None:
     log.warning("the reservation could not be ended: %s", failed)
 
 
-def counts_of(used: Usage | None) -> Counts:
-    """Input, output, cache read, cache write and reasoning tokens, as events have them."""
-    if used is None:
+def counts_of(reported: Reported | None) -> Counts:
+    """Input, output, cache read, cache write and reasoning tokens of the request itself, as events have them."""
+    if reported is None:
         return _NO_COUNTS
+    used = reported.usage
     return (used.input_tokens, used.output_tokens, used.cache_read_tokens, used.cache_write_tokens, used.reasoning_tokens)
 
 
-def basis_of(basis: str) -> str:
-    """Check how amounts are known."""
+def basis_of(basis: str, used: Reported | None) -> str:
+    """Check how amounts are known; the counts of a reply that was broken off are placeholders, and not measured."""
     if basis not in ("measured", "estimated", "unknown"):
         raise InvalidValue("basis", f"{basis!r} is not 'measured', 'estimated' or 'unknown'")
-    return basis
+    return "estimated" if basis == "measured" and used is not None and not used.finished else basis
+
+
+def _terms(detail: str | None) -> Terms:
+    """The terms that a reserve was asked on, out of what it says of them."""
+    if detail is None or '"context"' not in detail:
+        return UNSAID
+    said = json.loads(detail).get("context", {})
+    return Terms("processing" in said or None, said.get("service_tier"), said.get("speed"))

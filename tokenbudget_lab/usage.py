@@ -42,6 +42,7 @@ class Usage:
         cache_write_5m_tokens: input tokens written to a cache that lives five minutes.
         cache_write_1h_tokens: input tokens written to a cache that lives an hour.
         reasoning_tokens: output tokens spent on thinking.
+        web_searches: searches that the provider made and bills beside the tokens.
 
     Raises:
         InvalidValue: a negative count, a part larger than its whole.
@@ -57,6 +58,7 @@ class Usage:
     cache_write_5m_tokens: int = 0
     cache_write_1h_tokens: int = 0
     reasoning_tokens: int = 0
+    web_searches: int = 0
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -85,6 +87,7 @@ class Usage:
 
         Raises:
             InvalidType: it is none of these; unknown usage is never read as zero.
+            InvalidValue: its counts contradict each other.
 
         Examples:
             >>> used = Usage.of({"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 90})
@@ -96,7 +99,7 @@ class Usage:
         """
         if isinstance(reported, cls):
             return reported
-        get = _reader(reported)
+        get = reader(reported)
         if get("prompt_tokens") is not None:
             return cls._openai(get, "prompt_tokens", "completion_tokens")
         if get("input_tokens") is None or get("output_tokens") is None:
@@ -109,12 +112,28 @@ class Usage:
 
     @classmethod
     def _openai(cls, get: Any, prompt: str, completion: str) -> Usage:
+        sent, whole = tokens_of(prompt, get(prompt)), get("total_tokens")
+        thought = tokens_of("reasoning_tokens", get(f"{completion}_details", "reasoning_tokens") or 0)
+        written = get(completion)
+        if written is None:
+            if whole != sent:  # embeddings write nothing, and their total says so
+                raise InvalidType("usage", f"says no {completion}; unknown usage is not zero")
+            written = 0
+        written = tokens_of(completion, written)
+        if whole is not None and whole != sent + written:
+            if not thought or whole != sent + written + thought:
+                raise InvalidValue(
+                    "usage",
+                    f"contradicts itself: {prompt} {sent} and {completion} {written} are not total_tokens {told(whole)}; "
+                    "read the reply with tbl.read_reply(reply, provider=…)",
+                )
+            written += thought  # xAI's: reasoning stands beside the completion there
         return cls(
-            get(prompt),
-            get(completion) or 0,
+            sent,
+            written,
             cache_read_tokens=get(f"{prompt}_details", "cached_tokens") or 0,
             cache_write_5m_tokens=get(f"{prompt}_details", "cache_write_tokens") or 0,  # at the price of a short one
-            reasoning_tokens=get(f"{completion}_details", "reasoning_tokens") or 0,
+            reasoning_tokens=thought,
         )
 
     @classmethod
@@ -124,8 +143,13 @@ class Usage:
 
         read, written = count("cache_read_input_tokens"), count("cache_creation_input_tokens")
         hour = count("cache_creation", "ephemeral_1h_input_tokens")
-        five = get("cache_creation", "ephemeral_5m_input_tokens")
-        five = written - hour if five is None else count("cache_creation", "ephemeral_5m_input_tokens")
+        five = count("cache_creation", "ephemeral_5m_input_tokens")
+        if get("cache_creation") is None:  # then nobody says for how long, and five minutes is what is not asked for
+            five = written
+        elif get("cache_creation_input_tokens") is not None and written != five + hour:
+            raise InvalidValue(
+                "usage", f"contradicts itself: {written} tokens written to the cache are not {five} for 5 m and {hour} for 1 h"
+            )
         return cls(
             tokens_of("input_tokens", get("input_tokens")) + read + five + hour,
             get("output_tokens"),
@@ -133,10 +157,13 @@ class Usage:
             cache_write_5m_tokens=five,
             cache_write_1h_tokens=hour,
             reasoning_tokens=get("output_tokens_details", "thinking_tokens") or 0,
+            web_searches=count("server_tool_use", "web_search_requests"),
         )
 
 
-def _reader(reported: Any) -> Any:
+def reader(reported: Any) -> Any:
+    """What reads a value out of an SDK's object or of its JSON, by a path of names; `None` where it is not there."""
+
     def get(*names: str) -> Any:
         value = reported
         for name in names:
@@ -164,6 +191,19 @@ def tokens_of(argument: str, value: Any) -> int:
     if not 0 <= value < MAX_TOKENS:
         raise InvalidValue(argument, f"{told(value)} is not in 0 … 2**53 - 1")
     return int(value)
+
+
+def most_of(argument: str, value: Any) -> int:
+    """The same of an estimate that knows its upper end (a `Count`): that end.
+
+    Examples:
+        >>> most_of("input_tokens", 1_200)
+        1200
+    """
+    if type(value) is int:
+        return tokens_of(argument, value)
+    upper = getattr(value, "upper", None)
+    return tokens_of(argument, upper if type(upper) is int else value)
 
 
 def pico_of(argument: str, value: Any) -> int:

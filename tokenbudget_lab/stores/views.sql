@@ -39,6 +39,13 @@ folded as (
            sum(cache_read_tokens)::bigint as cache_read_tokens,
            sum(cache_write_tokens)::bigint as cache_write_tokens,
            sum(reasoning_tokens)::bigint as reasoning_tokens,
+           sum(case when settles or kind = 'part_committed' then (detail ->> 'cache_write_1h_tokens')::bigint end)::bigint
+               as cache_write_1h_tokens,
+           sum(case when settles or kind = 'part_committed' then (detail ->> 'web_searches')::bigint end)::bigint as web_searches,
+           arg_max(detail ->> 'context', seq) as context,
+           arg_max(detail ->> 'prices', seq) filter (kind in ('committed', 'part_committed', 'recorded')) as prices,
+           arg_max(detail ->> 'priced_as', seq) filter (kind in ('committed', 'part_committed', 'recorded')) as priced_as,
+           arg_max((detail ->> 'above')::bigint, seq) filter (kind in ('committed', 'part_committed', 'recorded')) as above,
            coalesce(bool_or(case when kind = 'committed' then (detail ->> 'late')::boolean end), false) as late,
            coalesce(bool_or(case when kind = 'committed' then (detail ->> 'overrun')::boolean end), false) as overrun,
            any_value(provider) filter (begins) as provider,
@@ -73,7 +80,8 @@ select seq, reservation, budget,
             when last_basis = 'unknown' or part_basis = 'unknown' then 'unknown'
             when last_basis = 'estimated' or part_estimated then 'estimated'
             else coalesce(last_basis, part_basis) end as basis,
-       input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens,
+       input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens, reasoning_tokens, web_searches,
+       context, case when last_kind <> 'adjusted' then prices end as prices, priced_as, above,
        late, overrun, provider, model, response_id, key, tags, origin
 from folded;
 

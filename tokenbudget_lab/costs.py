@@ -1,0 +1,100 @@
+"""What a call costs a ledger, and what its event remembers of that: whose price, on what terms, at which size.
+
+A price list is passed in (`Prices`); what it does not know is no cost, and never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Protocol
+
+from .errors import PriceUnknown
+from .events import to_detail
+from .reported import Reported
+from .terms import Quote, Terms
+from .usage import Usage, pico_of_cost
+
+MOST_BESIDE, MOST_REASON = 20, 500  # an event's detail is short
+
+
+class Prices(Protocol):
+    """What turns usage into money."""
+
+    def cost(
+        self, usage: Usage, model: str, *, at: datetime | None = None, context: Mapping[str, str] | None = None
+    ) -> Decimal:
+        """USD of a call; `PriceUnknown` where there is no price."""
+        ...
+
+    def quote(self, usage: Usage, model: str, *, at: datetime | None = None, context: Mapping[str, str] | None = None) -> Quote:
+        """USD of a call, and where that is from."""
+        ...
+
+    def worst_quote(
+        self, model: str, input_tokens: Any, max_output_tokens: int, *, context: Mapping[str, str] | None = None
+    ) -> Quote:
+        """The most USD that a call of this size can cost, and where that is from."""
+        ...
+
+    def provider(self, model: str) -> str | None:
+        """Who sells the model."""
+        ...
+
+
+def cost_of(
+    prices: Prices | None, used: Reported, model: str | None, terms: Terms, at: datetime | None
+) -> tuple[int | None, str | None]:
+    """Pico-dollars of a call, and for its event's `detail` where they are from; no dollars where there is no price."""
+    context = terms.corrected(used.terms).context
+    if prices is None or model is None:
+        return None, _detail(None, context, used)
+    try:
+        used.must_be_priced(model)
+        quotes = [prices.quote(each, name or model, at=at, context=context) for name, each in used.requests]
+    except PriceUnknown as error:
+        return None, _detail(None, context, used, error.reason)
+    return sum(pico_of_cost(quote.usd) for quote in quotes), _detail(quotes[0], context, used)
+
+
+def hold_for(
+    prices: Prices | None, model: str, input_tokens: int, max_output_tokens: int, terms: Terms
+) -> tuple[int | None, str]:
+    """Pico-dollars that a call of this size can cost at most, and what the hold was made from."""
+    made = {"input_tokens": input_tokens, "max_output_tokens": max_output_tokens, "context": terms.context}
+    if prices is None:
+        return None, to_detail(**made)
+    try:
+        quote = prices.worst_quote(model, input_tokens, max_output_tokens, context=terms.context)
+    except PriceUnknown:
+        return None, to_detail(**made)
+    return pico_of_cost(quote.usd), to_detail(**made, **_provenance(quote))
+
+
+def why_unpriced(prices: Prices | None, model: str, context: Mapping[str, str] | None) -> str:
+    """Why a model has no price."""
+    if prices is None:
+        return "this ledger has no price list"
+    try:
+        prices.cost(Usage(1, 1), model, context=context)
+    except PriceUnknown as error:
+        return error.reason
+    return ""
+
+
+def _provenance(quote: Quote) -> dict[str, Any]:
+    return {"prices": quote.source, "priced_as": quote.priced_as, "above": quote.above}
+
+
+def _detail(quote: Quote | None, context: Mapping[str, str] | None, used: Reported, unpriced: str | None = None) -> str | None:
+    """What an event remembers of how its cost came about, and what of the usage has no column; `None` for nothing."""
+    told: dict[str, Any] = {} if quote is None else _provenance(quote)
+    usage = used.usage
+    if usage.cache_write_1h_tokens or usage.web_searches:
+        told |= {"cache_write_1h_tokens": usage.cache_write_1h_tokens or None, "web_searches": usage.web_searches or None}
+    if used.beside:
+        told["beside"] = [(name, each.input_tokens, each.output_tokens) for name, each in used.beside[:MOST_BESIDE]]
+    if context or unpriced:
+        told |= {"context": context, "unpriced": None if unpriced is None else unpriced[:MOST_REASON]}
+    return to_detail(**told) if told else None
