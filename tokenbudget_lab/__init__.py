@@ -69,6 +69,7 @@ _ERRORS = (
     "CallsUnpriced",
     "ClockJumped",
     "CountFailed",
+    "EncodingAltered",
     "EncodingMissing",
     "FileInUse",
     "IdConflict",
