@@ -15,8 +15,7 @@ import os
 import sys
 import threading
 import warnings
-import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
@@ -157,32 +156,6 @@ _private = _PrivateLoop()
 atexit.register(_private.leave)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_private.forget)
-
-
-# --- what belongs to one loop ----------------------------------------------------------------------------------------------
-
-
-class PerLoop(Generic[T]):
-    """One of a thing for each running loop, such as an async client; those of closed loops are let go.
-
-    Args:
-        make: makes one; called on the loop that it is for.
-    """
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make, self._lock = make, threading.Lock()
-        self._made: dict[int, tuple[weakref.ref[asyncio.AbstractEventLoop], T]] = {}
-
-    def get(self) -> T:
-        """The one of the running loop."""
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            for key, (of, _) in list(self._made.items()):
-                if (other := of()) is None or other.is_closed():
-                    del self._made[key]
-            if id(loop) not in self._made:
-                self._made[id(loop)] = (weakref.ref(loop), self._make())
-            return self._made[id(loop)][1]
 
 
 # --- nested loops --------------------------------------------------------------------------------------------------------
