@@ -21,11 +21,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .balance import Balance as Balance
+    from .choosing import counter_for as counter_for
     from .connection import Ledger as Ledger
     from .connection import budget as budget
     from .connection import connect as connect
     from .counter import Count as Count
     from .counter import TokenCounter as TokenCounter
+    from .counters.openai import OpenAITokenCounter as OpenAITokenCounter
     from .demo import async_demo_client as async_demo_client
     from .demo import demo_client as demo_client
     from .errors import *  # noqa: F403 - every error is importable from here
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .ledger import Alert as Alert
     from .ledger import Verification as Verification
     from .limits import Limit as Limit
+    from .loops import allow_nested_loops as allow_nested_loops
     from .pricing import Prices as Prices
     from .pricing import cost as cost
     from .pricing import worst_case as worst_case
@@ -54,6 +57,7 @@ _HOMES = {
     "Counted": "reservation",
     "Ledger": "connection",
     "Limit": "limits",
+    "OpenAITokenCounter": "counters.openai",
     "Prices": "pricing",
     "Receipt": "reservation",
     "Reported": "reported",
@@ -61,10 +65,12 @@ _HOMES = {
     "TokenCounter": "counter",
     "Usage": "usage",
     "Verification": "ledger",
+    "allow_nested_loops": "loops",
     "async_demo_client": "demo",
     "budget": "connection",
     "connect": "connection",
     "cost": "pricing",
+    "counter_for": "choosing",
     "demo_client": "demo",
     "read_reply": "replies",
     "reprice": "repricing",
@@ -80,7 +86,9 @@ _ERRORS = (
     "CallsUnpriced",
     "ClockJumped",
     "CountFailed",
+    "EncodingAltered",
     "EncodingMissing",
+    "EndpointUnreachable",
     "FileInUse",
     "IdConflict",
     "InvalidType",

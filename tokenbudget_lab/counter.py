@@ -6,19 +6,22 @@ fell back to another way, and none touches the network unless that is its way of
 
 from __future__ import annotations
 
+import asyncio
 import math
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self, cast
 
 from . import loops
-from .errors import InvalidValue
+from .errors import CountFailed, InvalidType, InvalidValue, told
 from .usage import tokens_of
 
 Content = str | Sequence[Mapping[str, Any]]  # a text, or messages as the provider's API takes them
 Tools = Sequence[Mapping[str, Any]]
 System = str | Sequence[Mapping[str, Any]]
+SHOWN_AFTER_S = 1.0  # a bar for less would only flicker
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +96,148 @@ class TokenCounter(ABC):
     def count_sync(self, content: Content, *, tools: Tools | None = None, system: System | None = None) -> Count:
         """The same from sync code; Ctrl-C cancels it."""
         return loops.run(self.count(content, tools=tools, system=system))
+
+    async def count_many(
+        self,
+        contents: Iterable[Content],
+        *,
+        tools: Tools | None = None,
+        system: System | None = None,
+        concurrency: int = 32,
+        progress: bool | None = None,
+    ) -> list[Count]:
+        """Count many, each as `count` does, in the order in which they are given.
+
+        Args:
+            contents: texts or messages: a list, a column of a Polars frame, or anything that yields them; it is read as the
+                counting goes on.
+            tools, system: for each of them.
+            concurrency: how many are counted at the same time.
+            progress: whether to show a bar; by itself one is shown, in a terminal or notebook, to who waits for more than a
+                second.
+
+        Raises:
+            InvalidType: one of them is neither text nor messages, such as a null of a column; it is named by its place.
+            CountFailed: one of them cannot be counted; its `index` says which. Nothing is left out and nothing guessed; what is
+                still being counted is cancelled.
+        """
+        counts: dict[int, Count] = {}
+        source = enumerate(items(contents))
+
+        async def work(bar: Bar) -> None:
+            for index, content in source:
+                with Placed(index):
+                    counts[index] = await self.count(content, tools=tools, system=system)
+                bar.update(1)
+
+        with shown(contents, progress) as bar:
+            tasks = [asyncio.create_task(work(bar)) for _ in range(at_least_one("concurrency", concurrency))]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                await _ended(tasks)
+        return [counts[index] for index in range(len(counts))]
+
+    def count_many_sync(
+        self,
+        contents: Iterable[Content],
+        *,
+        tools: Tools | None = None,
+        system: System | None = None,
+        concurrency: int = 32,
+        progress: bool | None = None,
+    ) -> list[Count]:
+        """The same from sync code; Ctrl-C cancels what is still being counted."""
+        many = self.count_many(contents, tools=tools, system=system, concurrency=concurrency, progress=progress)
+        return loops.run(many)
+
+
+# --- many -----------------------------------------------------------------------------------------------------------------
+
+
+class Placed:
+    """A block that counts one of many: what is raised in it names the place."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, CountFailed):
+            raise type(error)(error.method, error.reason, self._index) from error
+        if isinstance(error, InvalidType):
+            raise InvalidType(f"contents[{self._index}]", error.reason) from error
+
+
+async def _ended(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks, and wait until each has tidied up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def items(contents: Iterable[Content]) -> Iterator[Content]:
+    """What is to be counted, one after the other.
+
+    Raises:
+        InvalidType: it is one text, or one thing that holds none; one of the items is `None`.
+    """
+    if isinstance(contents, str | bytes | Mapping) or not isinstance(contents, Iterable):
+        raise InvalidType("contents", f"{told(contents)} is {type(contents).__name__}, not a list of texts or a column of them")
+    return iter(contents)
+
+
+def at_least_one(name: str, value: int) -> int:
+    """A number of things that is 1 or more."""
+    if (checked := tokens_of(name, value)) < 1:
+        raise InvalidValue(name, f"{value} is less than 1")
+    return checked
+
+
+# --- progress -----------------------------------------------------------------------------------------------------------------
+
+
+class Bar(Protocol):
+    """What of a progress bar is used here."""
+
+    def update(self, n: int) -> object:
+        """So many more are done."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> object: ...
+
+
+def shown(contents: object, progress: bool | None) -> Bar:  # noqa: FBT001 - it is passed on
+    """A bar for as many as there are, which a wait of a second brings up; none where nobody would see it."""
+    total = len(contents) if isinstance(contents, Sized) else None
+    notebook = _in_notebook()
+    seen = notebook or sys.stderr.isatty()
+    if progress is False or (progress is None and not seen):
+        return _NoBar()
+    if notebook:
+        from tqdm.notebook import tqdm
+    else:
+        from tqdm.std import tqdm  # type: ignore[assignment]
+    return cast("Bar", tqdm(total=total, desc="counting", unit="", delay=0 if progress else SHOWN_AFTER_S, leave=False))
+
+
+class _NoBar:
+    def update(self, n: int) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _in_notebook() -> bool:
+    """Whether this is a kernel whose front end shows widgets."""
+    if "ipykernel" not in sys.modules or "ipywidgets" not in sys.modules:
+        return False
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None

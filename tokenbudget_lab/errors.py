@@ -272,14 +272,16 @@ class CountFailed(TokenBudgetError):
     Attributes:
         method: how they were to be counted.
         reason: why not.
+        index: which one of many, from 0; `None` where one was counted.
     """
 
-    def __init__(self, method: str, reason: str) -> None:
-        super().__init__(method, reason)
-        self.method, self.reason = method, reason
+    def __init__(self, method: str, reason: str, index: int | None = None) -> None:
+        super().__init__(method, reason, index)
+        self.method, self.reason, self.index = method, reason, index
 
     def _text(self) -> str:
-        return f"tokens cannot be counted by {self.method}: {self.reason}"
+        which = "" if self.index is None else f" of item {self.index:,}"
+        return f"tokens{which} cannot be counted by {self.method}: {self.reason}"
 
 
 class EncodingMissing(CountFailed):
@@ -292,6 +294,27 @@ class EncodingMissing(CountFailed):
 
     def _text(self) -> str:
         return f"the table of {self.method} is not here ({self.reason}); `tokenbudget vendor-encodings` brings it"
+
+
+class EndpointUnreachable(CountFailed):
+    """The endpoint that counts cannot be reached, or does not answer in time; whoever asks next would wait as long.
+
+    Attributes:
+        method: how they were to be counted.
+        reason: why not.
+    """
+
+
+class EncodingAltered(CountFailed):
+    """An encoding's table is not the one that tiktoken's registry expects, and nothing is counted with it.
+
+    Attributes:
+        method: the encoding's table.
+        reason: where it is, and which hash it has.
+    """
+
+    def _text(self) -> str:
+        return f"the table of {self.method} is not OpenAI's ({self.reason}); remove it, then `tokenbudget vendor-encodings`"
 
 
 class CallsUnpriced(PriceUnknown):

@@ -1,0 +1,1 @@
+"""Ways of counting tokens: pick one of these, or let `counter_for(model)` pick."""
