@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .demo import async_demo_client as async_demo_client
     from .demo import demo_client as demo_client
     from .errors import *  # noqa: F403 - every error is importable from here
+    from .estimates import Estimate as Estimate
+    from .estimates import estimate as estimate
     from .frames import tag as tag
     from .handles import Budget as Budget
     from .ledger import Alert as Alert
@@ -55,6 +57,7 @@ _HOMES = {
     "Budget": "handles",
     "Count": "counter",
     "Counted": "reservation",
+    "Estimate": "estimates",
     "Ledger": "connection",
     "Limit": "limits",
     "OpenAITokenCounter": "counters.openai",
@@ -71,6 +74,7 @@ _HOMES = {
     "connect": "connection",
     "cost": "pricing",
     "counter_for": "choosing",
+    "estimate": "estimates",
     "demo_client": "demo",
     "read_reply": "replies",
     "reprice": "repricing",
