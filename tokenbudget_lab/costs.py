@@ -17,7 +17,7 @@ from .reported import Reported
 from .terms import Quote, Terms
 from .usage import Usage, pico_of_cost
 
-MOST_BESIDE, MOST_REASON = 20, 500  # an event's detail is short
+MOST_BESIDE, MOST_NAME, MOST_REASON = 10, 30, 200  # an event's detail is short, whatever a provider writes
 
 
 class Prices(Protocol):
@@ -105,7 +105,9 @@ def _detail(quote: Quote | None, context: Mapping[str, str] | None, used: Report
     if usage.cache_write_1h_tokens or usage.web_searches:
         told |= {"cache_write_1h_tokens": usage.cache_write_1h_tokens or None, "web_searches": usage.web_searches or None}
     if used.beside:
-        told["beside"] = [(name, each.input_tokens, each.output_tokens) for name, each in used.beside[:MOST_BESIDE]]
+        told["beside"] = [
+            (name and name[:MOST_NAME], each.input_tokens, each.output_tokens) for name, each in used.beside[:MOST_BESIDE]
+        ]
     if context or unpriced:
         told |= {"context": context, "unpriced": None if unpriced is None else unpriced[:MOST_REASON]}
     return to_detail(**told) if told else None
