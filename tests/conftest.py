@@ -29,8 +29,9 @@ WITH_A_CLOCK = ("memory", "duckdb")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One seed for all processes of a run: `TOKENBUDGET_SEED`, else any."""
+    """One seed for all processes of a run: `TOKENBUDGET_SEED`, else any; and no prices but the catalogue's."""
     os.environ.setdefault("TOKENBUDGET_SEED", str(random.randrange(10**9)))
+    os.environ["TOKENBUDGET_PRICES"] = "off"  # the prices of whoever runs the tests are none of theirs
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -1,7 +1,9 @@
 """Agreement with genai-prices, called as it has to be called: one table of calls, and what the table covers."""
 
+import doctest
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import NamedTuple
 
 import genai_prices
@@ -138,6 +140,12 @@ def test_a_cost_is_what_the_catalogue_answers_when_it_is_asked_right(case: Case)
     tier = case.terms if case.terms in ("default", "flex", "priority") else None
     cost = tbl.cost(case.usage, model=case.model, at=case.at, batch=batch, tier=tier, speed=speed, prices=tbl.Prices())
     assert cost == asked(case) > 0
+
+
+def test_the_page_about_prices_runs_as_it_is_printed() -> None:
+    page = Path(__file__).parent.parent / "docs" / "prices.md"
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.testfile(str(page), module_relative=False, optionflags=flags).failed == 0
 
 
 @pytest.mark.parametrize("terms", ["batch", "fast", "flex", "priority"])

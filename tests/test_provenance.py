@@ -12,6 +12,7 @@ import tokenbudget_lab as tbl
 from tests.conftest import Log
 from tests.test_reported import chat, message, response
 from tokenbudget_lab.events import from_detail
+from tokenbudget_lab.terms import UNSAID
 
 SOURCE = f"genai-prices {genai_prices.__version__}"
 USAGE = tbl.Usage(1_000, 1_000)
@@ -186,3 +187,13 @@ def test_what_was_billed_beside_a_reply_counts_in_tokens_and_dollars(ledger: tbl
     assert (told.tokens, told.usd) == (91_150, Decimal("0.009535"))
     event = log.last("recorded")
     assert (event.input_tokens, from_detail(event)["beside"]) == (100, [[None, 90_000, 1_000]])
+
+
+def test_whatever_a_provider_reports_an_events_detail_stays_short() -> None:
+    """A keeper takes 4,096 characters of it; a commit must not be refused for what a reply says."""
+    advice = {"type": "advisor_message", "model": "é" * 1_000, "input_tokens": 10**15, "output_tokens": 10**15}
+    reply = message(iterations=[advice] * 50, service_tier="é" * 1_000, speed="é" * 1_000)
+    with tbl.connect(":memory:") as ledger:
+        _, detail = ledger.cost(tbl.Reported.of(reply), "é" * 1_000, UNSAID)
+    assert detail is not None
+    assert len(detail) < 4_096

@@ -8,6 +8,8 @@ from typing import Any
 
 import genai_prices
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tokenbudget_lab as tbl
 from tokenbudget_lab.counter import Count
@@ -158,3 +160,18 @@ def test_near_a_step_an_estimate_is_priced_at_its_upper_end() -> None:
 def test_a_wrong_lifetime_of_a_cache_is_refused() -> None:
     with pytest.raises(tbl.InvalidValue, match="cache_write"):
         tbl.worst_case("claude-sonnet-5-5", 1, 1, cache_write="2h")  # type: ignore[arg-type]
+
+
+@given(st.integers(90_000, 110_000), st.floats(0, 0.2), st.floats(0, 1), st.sampled_from(["claude-haiku-5-5", "gpt-5.4"]))
+def test_no_true_size_within_a_margin_costs_more_than_the_hold(tokens: int, margin: float, place: float, model: str) -> None:
+    count = Count(tokens, exact=False, method="estimate", margin=margin)
+    true = round(tokens + place * (count.upper - tokens))
+    hold = tbl.worst_case(model, count, 100, at=NOVEMBER)
+    assert tbl.cost(tbl.Usage(true, 100), model=model, at=NOVEMBER, prices=tbl.Prices()) <= hold
+
+
+def test_a_reservation_holds_the_upper_end_of_an_estimate() -> None:
+    with tbl.connect(":memory:") as ledger:
+        count = Count(99_000, exact=False, method="estimate", margin=0.05)
+        held = ledger.budget("lab", usd=5).reserve_sync(model="claude-haiku-5-5", input_tokens=count, max_output_tokens=0)
+        assert (held.tokens, held.usd) == (103_950, Decimal("0.051975"))

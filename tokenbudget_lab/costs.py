@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Protocol
 
 from .errors import PriceUnknown
@@ -16,7 +17,7 @@ from .reported import Reported
 from .terms import Quote, Terms
 from .usage import Usage, pico_of_cost
 
-MOST_BESIDE, MOST_REASON = 20, 500  # an event's detail is short
+MOST_BESIDE, MOST_NAME, MOST_REASON = 10, 30, 200  # an event's detail is short, whatever a provider writes
 
 
 class Prices(Protocol):
@@ -52,10 +53,13 @@ def cost_of(
         return None, _detail(None, context, used)
     try:
         used.must_be_priced(model)
-        quotes = [prices.quote(each, name or model, at=at, context=context) for name, each in used.requests]
+        quote = prices.quote(used.usage, model, at=at, context=context)
+        pico = pico_of_cost(quote.usd)
+        for name, each in used.beside:
+            pico += pico_of_cost(prices.quote(each, name or model, at=at, context=context).usd)
     except PriceUnknown as error:
         return None, _detail(None, context, used, error.reason)
-    return sum(pico_of_cost(quote.usd) for quote in quotes), _detail(quotes[0], context, used)
+    return pico, _detail(quote, context, used)
 
 
 def hold_for(
@@ -87,14 +91,23 @@ def _provenance(quote: Quote) -> dict[str, Any]:
     return {"prices": quote.source, "priced_as": quote.priced_as, "above": quote.above}
 
 
+@lru_cache(maxsize=1024)
+def _usual(source: str, priced_as: str | None, above: int | None) -> str:
+    return to_detail(prices=source, priced_as=priced_as, above=above)
+
+
 def _detail(quote: Quote | None, context: Mapping[str, str] | None, used: Reported, unpriced: str | None = None) -> str | None:
     """What an event remembers of how its cost came about, and what of the usage has no column; `None` for nothing."""
-    told: dict[str, Any] = {} if quote is None else _provenance(quote)
     usage = used.usage
+    if quote is not None and not (context or used.beside or usage.cache_write_1h_tokens or usage.web_searches):
+        return _usual(*quote[1:])  # the same few texts again and again
+    told: dict[str, Any] = {} if quote is None else _provenance(quote)
     if usage.cache_write_1h_tokens or usage.web_searches:
         told |= {"cache_write_1h_tokens": usage.cache_write_1h_tokens or None, "web_searches": usage.web_searches or None}
     if used.beside:
-        told["beside"] = [(name, each.input_tokens, each.output_tokens) for name, each in used.beside[:MOST_BESIDE]]
+        told["beside"] = [
+            (name and name[:MOST_NAME], each.input_tokens, each.output_tokens) for name, each in used.beside[:MOST_BESIDE]
+        ]
     if context or unpriced:
         told |= {"context": context, "unpriced": None if unpriced is None else unpriced[:MOST_REASON]}
     return to_detail(**told) if told else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 
 from .balance import Balance, balance_of
 from .checks import key_of, seconds, tags_of, text_of
@@ -52,7 +52,7 @@ class Budget:
         tokens: int | None = None,
         requests: int | None = None,
         model: str | None = None,
-        input_tokens: int | None = None,
+        input_tokens: SupportsIndex | None = None,
         max_output_tokens: int | None = None,
         batch: bool = False,
         tier: str | None = None,
@@ -108,7 +108,7 @@ class Budget:
         tokens: int | None = None,
         requests: int | None = None,
         model: str | None = None,
-        input_tokens: int | None = None,
+        input_tokens: SupportsIndex | None = None,
         max_output_tokens: int | None = None,
         batch: bool = False,
         tier: str | None = None,
@@ -133,7 +133,7 @@ class Budget:
         tokens: int | None,
         requests: int | None,
         model: str | None,
-        input_tokens: int | None,
+        input_tokens: SupportsIndex | None,
         max_output_tokens: int | None,
         terms: Terms,
         timeout: float | timedelta | None,

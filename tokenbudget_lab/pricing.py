@@ -209,6 +209,8 @@ class Prices:
 
     def _own(self, model: str, at: datetime) -> OwnPrice | None:
         name = _name(model)
+        if not (self._by_hand or self._from_file):
+            return None
         by_hand = self._by_hand.get(name)
         return by_hand if by_hand is not None else on_day(self._from_file.get(name, ()), at)
 

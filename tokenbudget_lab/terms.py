@@ -37,7 +37,7 @@ class Terms(NamedTuple):
             >>> Terms(batch=True, tier="standard").context
             {'processing': 'batch'}
         """
-        if not self.batch and self.tier in (None, "standard") and self.speed in (None, "standard"):
+        if self is UNSAID or (not self.batch and self.tier in (None, "standard") and self.speed in (None, "standard")):
             return None
         told = (
             ("processing", "batch" if self.batch else None),
@@ -53,7 +53,7 @@ class Terms(NamedTuple):
             >>> Terms(tier="priority").corrected(Terms(tier="standard")).context is None
             True
         """
-        if reported == UNSAID:
+        if reported is UNSAID:  # nearly always
             return self
         return Terms(
             self.batch if reported.batch is None else reported.batch, reported.tier or self.tier, reported.speed or self.speed
