@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "tiktoken", "toktok"]
 BACKENDS: tuple[Backend, ...] = ("auto", "tiktoken", "toktok")
-PIECE = 65_536  # characters that tiktoken is given at once: a run of a million spaces is more than its expressions can take
+PIECE = 32_768  # characters that tiktoken is given at once: a run of a million spaces is more than its expressions can take
 SHORT = 2_000  # below this tiktoken is sooner done with one text than toktok with starting
-# Between a letter or digit and a space, or an ASCII one and a line's end, every encoding cuts: so the count stays the same.
-_CUT = re.compile(r"[^\W_](?= )|[A-Za-z0-9](?=\n)")
+# Behind a letter or digit every encoding cuts where one of these follows: cut there, the count stays the same.
+_CUT = re.compile("[^\\W_](?=[ ,.;:!?\u3001\u3002\uff0c\uff01\uff1a\uff1b\uff1f\u0964])|[A-Za-z0-9](?=\n)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LONE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 # What toktok takes for a letter or mark, and tiktoken, which is a Unicode version behind, does not.
 _NEWER = re.compile(
@@ -96,6 +97,8 @@ def repaired(text: str) -> str:
         >>> repaired("\ud83d\ude00 \ud800") == "😀 \ufffd"
         True
     """
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
     return _LONE.sub("\ufffd", text).encode("utf-16", "surrogatepass").decode("utf-16")
 
 
