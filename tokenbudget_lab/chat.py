@@ -93,7 +93,8 @@ def request_of(content: Content, *, tools: Tools | None, system: System | None, 
     if isinstance(content, str) and tools is None and system is None:
         request.add(content)
         return request
-    for message in (*messages_of(system, "system"), *messages_of(content, "user")):
+    first = () if system is None else messages_of(system, "system")
+    for message in (*first, *messages_of(content, "user")):
         _add_message(request, message, model)
     request.around += THE_REPLY
     if not model.startswith(_PUBLISHED) and model != "gpt-4":
@@ -108,8 +109,6 @@ def request_of(content: Content, *, tools: Tools | None, system: System | None, 
 
 def messages_of(content: Any, role: str) -> Sequence[Mapping[str, Any]]:
     """A text as one message of a role, messages as they are."""
-    if content is None:
-        return ()
     if isinstance(content, str):
         return ({"role": role, "content": content},)
     if isinstance(content, bytes | Mapping) or not isinstance(content, Sequence):

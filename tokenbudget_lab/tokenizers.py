@@ -30,8 +30,8 @@ SHORT = 2_000  # below this tiktoken is sooner done with one text than toktok wi
 _CUT = re.compile("[^\\W_](?=[ ,.;:!?\u3001\u3002\uff0c\uff01\uff1a\uff1b\uff1f\u0964])|[A-Za-z0-9](?=\n)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
-# What toktok takes for a letter or mark, and tiktoken, which is a Unicode version behind, does not; in and above the first plane:
-# the first is searched as a bitmap, and most texts have nothing above it.
+# What toktok takes for a letter or mark and tiktoken, a Unicode version behind, does not, in and above the first plane.
+# The first is searched as a bitmap, and most texts have nothing above it.
 _NEWER_LOW = re.compile("[\u088f\u0c5c\u0cdc\u1acf-\u1add\u1ae0-\u1aeb\ua7ce\ua7cf\ua7d2\ua7d4\ua7f1]")
 _HIGH = re.compile("[\U00010000-\U0010ffff]")
 _NEWER_HIGH = re.compile(
