@@ -46,6 +46,7 @@ soak: $(VENV)/.dev ## the long tests for MINUTES=20, or MINUTES=all, with any SE
 bench: $(VENV)/.dev ## measure this machine
 	@$(PY) benchmarks/ledger.py
 	@$(PY) benchmarks/large.py
+	@$(PY) benchmarks/counting.py
 
 notebooks: $(VENV)/.dev ## run every notebook from top to bottom, in place
 	@for notebook in $(wildcard notebooks/*.ipynb); do \

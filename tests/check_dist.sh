@@ -25,7 +25,7 @@ oldest)
     "$UV" pip install --quiet --python "$place/venv" --resolution lowest-direct --requirements pyproject.toml \
         --group test --group kernels
     "$UV" pip install --quiet --python "$place/venv" --no-deps "$wheel"
-    tests=(tests/smoke tests/test_behaviour.py tests/test_kernels.py)
+    tests=(tests/smoke tests/test_behaviour.py tests/test_kernels.py tests/test_counting_kernels.py)
     ;;
 *)
     echo "usage: $0 wheel|oldest"; exit 2

@@ -32,6 +32,7 @@ COMMANDS = [
     "backup",
     "recover",
     "clock accept",
+    "vendor-encodings",
 ]
 
 

@@ -76,12 +76,16 @@ class Notebook:
         self.client.start_channels()
         self.cells: dict[str, Cell] = {}
 
-    def open(self, folder: Path) -> None:
-        """Wait until the kernel is up and heard, then open the ledger of that folder in it."""
+    def ready(self) -> None:
+        """Wait until the kernel is up and heard."""
         self.client.wait_for_ready(timeout=GRACE_S)
         deadline = time.monotonic() + GRACE_S
         while not self._heard(self.send("pass"), 2):  # what it says before it is listened to is lost
             assert time.monotonic() < deadline
+
+    def open(self, folder: Path) -> None:
+        """Open the ledger of that folder in it."""
+        self.ready()
         told = self.run(f"import ipykernel, os\nos.chdir({str(folder)!r})\n{textwrap.dedent(OPEN)}")
         where, ipykernel = told.split()
         assert (Path(where).resolve(), ipykernel) == (PACKAGE, version("ipykernel"))

@@ -56,8 +56,23 @@ class Request:
     around: int = 0
     guessed: int = 0
     slack: int = 0
-    tools: list[str] = field(default_factory=list)
-    notes: dict[str, None] = field(default_factory=dict)  # in order, each once
+    tools: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> list[str]:
+        """All that is counted as text."""
+        return [*self.texts, *self.tools] if self.tools else self.texts
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one text, and nothing else."""
+        return not (self.around or self.guessed or self.slack or self.tools or self.notes) and len(self.texts) == 1
+
+    def note(self, text: str) -> None:
+        """What was estimated, said once."""
+        if text not in self.notes:
+            self.notes += (text,)
 
     def add(self, text: Any) -> None:
         """One more text; what is absent adds nothing."""
@@ -78,23 +93,22 @@ def request_of(content: Content, *, tools: Tools | None, system: System | None, 
     if isinstance(content, str) and tools is None and system is None:
         request.add(content)
         return request
-    for message in (*messages_of(system, "system"), *messages_of(content, "user")):
+    first = () if system is None else messages_of(system, "system")
+    for message in (*first, *messages_of(content, "user")):
         _add_message(request, message, model)
     request.around += THE_REPLY
     if not model.startswith(_PUBLISHED) and model != "gpt-4":
         request.slack += THE_REPLY + request.around // A_MESSAGE
-        request.notes["what stands around messages is published for older models only"] = None
+        request.note("what stands around messages is published for older models only")
     if tools:
         request.guessed += THE_TOOLS
-        request.tools.append(definitions(tools))
-        request.notes["tools are estimated"] = None
+        request.tools = (definitions(tools),)
+        request.note("tools are estimated")
     return request
 
 
 def messages_of(content: Any, role: str) -> Sequence[Mapping[str, Any]]:
     """A text as one message of a role, messages as they are."""
-    if content is None:
-        return ()
     if isinstance(content, str):
         return ({"role": role, "content": content},)
     if isinstance(content, bytes | Mapping) or not isinstance(content, Sequence):
@@ -153,7 +167,7 @@ def _add_image(request: Request, part: Mapping[str, Any], model: str) -> None:
     detail = given.get("detail") if isinstance(given, Mapping) else part.get("detail")
     request.guessed += least if detail == "low" else (least + most) // 2
     request.slack += least // 5 if detail == "low" else (most - least + 1) // 2
-    request.notes["images are estimated"] = None
+    request.note("images are estimated")
 
 
 def _add_call(request: Request, call: Mapping[str, Any]) -> None:
@@ -163,7 +177,7 @@ def _add_call(request: Request, call: Mapping[str, Any]) -> None:
         request.add(value if value is None or isinstance(value, str) else json.dumps(value))
     request.guessed += A_CALL
     request.slack += A_CALL
-    request.notes["tool calls are estimated"] = None
+    request.note("tool calls are estimated")
 
 
 # --- tools -------------------------------------------------------------------------------------------------------------------

@@ -249,7 +249,9 @@ def _fetched(url: str, timeout_s: float) -> bytes:
                 if len(data) > MOST_BYTES:
                     raise CountFailed(url, f"the server sent more than {MOST_BYTES:,} bytes")
     except httpx2.HTTPError as error:
-        raise CountFailed(url, f"the server did not answer with the table ({type(error).__name__}: {error})") from None
+        raise CountFailed(
+            f"the table at {url}", f"the server did not answer with the table ({type(error).__name__}: {error})"
+        ) from None
     return bytes(data)
 
 

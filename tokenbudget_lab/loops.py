@@ -16,12 +16,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, Generic, TypeVar
 
 from .errors import WouldDeadlock
 
 T = TypeVar("T")
+LOOK_S = 0.1  # how often a wait in a task looks whether that is cancelled
 TIDY_S = 5.0  # how long an interrupted coroutine may take to tidy up
 _KERNEL_THAT_DROPS = 7  # major version of ipykernel
 
@@ -36,6 +37,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     Raises:
         WouldDeadlock: called on the private loop itself.
         KeyboardInterrupt: after the coroutine was cancelled and has ended, or had 5 s for it.
+        CancelledError: the same, where the task that waits was cancelled, as Ctrl-C does under `asyncio.run`.
 
     Examples:
         >>> run(asyncio.sleep(0, "done"))
@@ -46,8 +48,21 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         coroutine.close()
         raise WouldDeadlock("a coroutine on this loop would wait for the loop itself: use `await` here")
     if here is not None and _nests(here):
-        return here.run_until_complete(coroutine)
+        return _run_here(here, coroutine)
     return _Errand(coroutine).result()
+
+
+def _run_here(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a loop that is running, and may be nested."""
+    task = loop.create_task(coroutine)
+    try:
+        return loop.run_until_complete(task)
+    except BaseException:
+        if not task.done():  # it was this wait that was broken off
+            task.cancel()
+            with contextlib.suppress(BaseException):
+                loop.run_until_complete(asyncio.wait([task], timeout=TIDY_S))
+        raise
 
 
 class _Errand(Generic[T]):
@@ -65,12 +80,21 @@ class _Errand(Generic[T]):
 
     def result(self) -> T:
         try:
-            return self._ended.result()
+            return self._waited_for()
         except BaseException:
             if not self._ended.done():  # it was this wait that was broken off
                 self._loop.call_soon_threadsafe(self._cancel)
                 self._tidy()
             raise
+
+    def _waited_for(self) -> T:
+        """The result, unless the task that waits is cancelled: so Ctrl-C arrives under `asyncio.run`, whose loop waits here."""
+        task = None if _running() is None else asyncio.current_task()
+        before = task.cancelling() if task else 0
+        while task and not wait([self._ended], LOOK_S).done:
+            if task.cancelling() > before:
+                raise asyncio.CancelledError
+        return self._ended.result()
 
     def _tidy(self) -> None:
         with contextlib.suppress(BaseException):  # its own end, or a second Ctrl-C: the first one is raised

@@ -24,17 +24,20 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "tiktoken", "toktok"]
 BACKENDS: tuple[Backend, ...] = ("auto", "tiktoken", "toktok")
-PIECE = 65_536  # characters that tiktoken is given at once: a run of a million spaces is more than its expressions can take
+PIECE = 32_768  # characters that tiktoken is given at once: a run of a million spaces is more than its expressions take
 SHORT = 2_000  # below this tiktoken is sooner done with one text than toktok with starting
-# Between a letter or digit and a space, or an ASCII one and a line's end, every encoding cuts: so the count stays the same.
-_CUT = re.compile(r"[^\W_](?= )|[A-Za-z0-9](?=\n)")
+# Behind a letter or digit every encoding cuts where one of these follows: cut there, the count stays the same.
+_CUT = re.compile("[^\\W_](?=[ ,.;:!?\u3001\u3002\uff0c\uff01\uff1a\uff1b\uff1f\u0964])|[A-Za-z0-9](?=\n)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LONE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
-# What toktok takes for a letter or mark, and tiktoken, which is a Unicode version behind, does not.
-_NEWER = re.compile(
-    "[\u088f\u0c5c\u0cdc\u1acf-\u1add\u1ae0-\u1aeb\ua7ce\ua7cf\ua7d2\ua7d4\ua7f1\U00010940-\U0001095f\U00010ec0-\U00010efb"
-    "\U00011b60-\U00011b7f\U00011db0-\U00011def\U00016ea0-\U00016edf\U00016ff2-\U00016ff6\U000187f8-\U000187ff"
-    "\U00018d09-\U00018d1e\U00018d80-\U00018dff\U0001e6c0-\U0001e6ff\U0002b73a-\U0002b73f\U0002cea2-\U0002cead"
-    "\U000323b0-\U0003347f]"
+# What toktok takes for a letter or mark and tiktoken, a Unicode version behind, does not, in and above the first plane.
+# The first is searched as a bitmap, and most texts have nothing above it.
+_NEWER_LOW = re.compile("[\u088f\u0c5c\u0cdc\u1acf-\u1add\u1ae0-\u1aeb\ua7ce\ua7cf\ua7d2\ua7d4\ua7f1]")
+_HIGH = re.compile("[\U00010000-\U0010ffff]")
+_NEWER_HIGH = re.compile(
+    "[\U00010940-\U0001095f\U00010ec0-\U00010efb\U00011b60-\U00011b7f\U00011db0-\U00011def\U00016ea0-\U00016edf"
+    "\U00016ff2-\U00016ff6\U000187f8-\U000187ff\U00018d09-\U00018d1e\U00018d80-\U00018dff\U0001e6c0-\U0001e6ff"
+    "\U0002b73a-\U0002b73f\U0002cea2-\U0002cead\U000323b0-\U0003347f]"
 )
 _FAST = ("o200k_base", "o200k_harmony", "cl100k_base")
 _SAMPLE = (
@@ -75,11 +78,18 @@ def tallies(texts: Sequence[str], name: str, backend: Backend = "auto") -> list[
     fast = None if backend == "tiktoken" else fast_counter(name, needed=backend == "toktok")
     if fast is None:
         return [_slowly(text, name) for text in texts]
-    newer = [n for n, text in enumerate(texts) if not text.isascii() and _NEWER.search(text)]
+    newer = [n for n, text in enumerate(texts) if _is_newer(text)]
     counted = [Tally(tokens) for tokens in _quickly(fast, texts)]
     for n in newer:
         counted[n] = _slowly(texts[n], name)
     return counted
+
+
+def _is_newer(text: str) -> bool:
+    """Whether toktok may count it differently, for characters that tiktoken does not know yet."""
+    if text.isascii():
+        return False
+    return bool(_NEWER_LOW.search(text) or (_HIGH.search(text) and _NEWER_HIGH.search(text)))
 
 
 def _quickly(fast: Fast, texts: Sequence[str]) -> list[int]:
@@ -96,6 +106,8 @@ def repaired(text: str) -> str:
         >>> repaired("\ud83d\ude00 \ud800") == "😀 \ufffd"
         True
     """
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
     return _LONE.sub("\ufffd", text).encode("utf-16", "surrogatepass").decode("utf-16")
 
 

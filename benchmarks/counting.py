@@ -1,0 +1,109 @@
+"""Measure counting beside tiktoken, on this machine, now: `python benchmarks/counting.py`; `make bench` runs it too.
+
+A rate by itself says more about the machine than about the counter, so what counts is the ratio to tiktoken, called in a plain
+loop on the same texts moments before. Rounds are interleaved and every figure is the median. That the counts are the same is
+checked as well.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package beside this file, installed or not
+
+from rich.console import Console
+from rich.table import Table
+
+from tokenbudget_lab import OpenAITokenCounter
+from tokenbudget_lab.encodings import encoding
+
+ROUNDS = 9
+MODEL = "gpt-4o"
+Texts = Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One way of counting: a name, what it does with the texts, and the ratio to tiktoken that is promised."""
+
+    name: str
+    count: Callable[[Texts], list[int]]
+    promised: float | None = None
+    exact: bool = True
+
+
+def by_tiktoken(texts: Texts) -> list[int]:
+    """What everybody writes."""
+    encode = encoding("o200k_base").encode
+    return [len(encode(text, disallowed_special=())) for text in texts]
+
+
+def by_counter(backend: str) -> Callable[[Texts], list[int]]:
+    """Ours, many at once."""
+    counter = OpenAITokenCounter(MODEL, backend=backend)
+    return lambda texts: [count.tokens for count in counter.count_many_sync(texts, progress=False)]
+
+
+LINES = (
+    Line("tiktoken, in a loop", by_tiktoken),
+    Line("count_many, tiktoken", by_counter("tiktoken")),
+    Line("count_many, toktok", by_counter("toktok"), promised=8),
+)
+
+
+def bulk(megabytes: float) -> Texts:
+    """Documents of some kilobytes: Python's own library, over and over."""
+    paths = sorted(Path(statistics.__file__).parent.glob("*.py"))
+    texts = [path.read_text(errors="replace") for path in paths]
+    texts = [text[start : start + 8_000] for text in texts for start in range(0, len(text), 8_000)]
+    most, size = round(megabytes * 1e6), 0
+    chosen: list[str] = []
+    while size < most:
+        chosen.append(texts[len(chosen) % len(texts)])
+        size += len(chosen[-1])
+    return chosen
+
+
+def short(count: int) -> Texts:
+    """Prompts of about two hundred characters."""
+    return [text[:200] for text in bulk(count * 8_000 / 1e6)][:count]
+
+
+def measure(lines: Sequence[Line], texts: Texts) -> dict[str, float]:
+    """The median time of each line (s), all of them in turn."""
+    took: dict[str, list[float]] = {line.name: [] for line in lines}
+    truth = by_tiktoken(texts)
+    for line in lines:  # loads what it needs
+        assert not line.exact or line.count(texts) == truth, line.name
+    for _ in range(ROUNDS):
+        for line in lines:
+            start = time.perf_counter()
+            line.count(texts)
+            took[line.name].append(time.perf_counter() - start)
+    return {name: statistics.median(each) for name, each in took.items()}
+
+
+def main() -> None:
+    """Print a table for each kind of text."""
+    out = Console()
+    for title, texts in (("bulk text", bulk(3)), ("short prompts", short(5_000))):
+        megabytes = sum(len(text.encode()) for text in texts) / 1e6
+        took = measure(LINES, texts)
+        table = Table(
+            "way", "MB/s", "µs a text", "times tiktoken", "promised", title=f"{title}: {len(texts):,}, {megabytes:.1f} MB"
+        )
+        for line in LINES:
+            seconds, ratio = took[line.name], took[LINES[0].name] / took[line.name]
+            promised = f"{line.promised:g}" if line.promised and title == "bulk text" else ""
+            each = f"{seconds / len(texts) * 1e6:.1f}"
+            table.add_row(line.name, f"{megabytes / seconds:.0f}", each, f"{ratio:.1f}", promised)
+        out.print(table)
+
+
+if __name__ == "__main__":
+    main()
