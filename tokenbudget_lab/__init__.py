@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .connection import connect as connect
     from .counter import Count as Count
     from .counter import TokenCounter as TokenCounter
+    from .counters.claude import ClaudeTokenCounter as ClaudeTokenCounter
+    from .counters.fallback import FallbackTokenCounter as FallbackTokenCounter
     from .demo import async_demo_client as async_demo_client
     from .demo import demo_client as demo_client
     from .errors import *  # noqa: F403 - every error is importable from here
@@ -44,8 +46,10 @@ _HOMES = {
     "Alert": "ledger",
     "Balance": "balance",
     "Budget": "handles",
+    "ClaudeTokenCounter": "counters.claude",
     "Count": "counter",
     "Counted": "reservation",
+    "FallbackTokenCounter": "counters.fallback",
     "Ledger": "connection",
     "Limit": "limits",
     "Receipt": "reservation",
@@ -70,6 +74,7 @@ _ERRORS = (
     "ClockJumped",
     "CountFailed",
     "EncodingMissing",
+    "EndpointUnreachable",
     "FileInUse",
     "IdConflict",
     "InvalidType",

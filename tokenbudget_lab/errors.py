@@ -294,6 +294,15 @@ class EncodingMissing(CountFailed):
         return f"the table of {self.method} is not here ({self.reason}); `tokenbudget vendor-encodings` brings it"
 
 
+class EndpointUnreachable(CountFailed):
+    """The endpoint that counts cannot be reached, or does not answer in time; whoever asks next would wait as long.
+
+    Attributes:
+        method: how they were to be counted.
+        reason: why not.
+    """
+
+
 class CallsUnpriced(PriceUnknown):
     """Calls without a cost count in a budget that limits USD, so nobody knows what is left of it.
 
