@@ -110,6 +110,26 @@ def test_an_async_client_that_is_shared_by_loops_fails(provider: Provider) -> No
         gc.collect()
 
 
+def test_a_loop_that_is_closed_without_its_generators_troubles_no_other(
+    counter: tbl.ClaudeTokenCounter, provider: Provider, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody closes its client in the next one, where that would fail."""
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(counter.count("a")).tokens == 1 + OVERHEAD
+    loop.close()
+
+    async def main() -> int:
+        with warnings.catch_warnings(action="ignore"):  # of what was left open
+            count = await counter.count("bb")
+            gc.collect()
+            await asyncio.sleep(0.05)
+            return count.tokens
+
+    assert asyncio.run(main()) == 2 + OVERHEAD
+    assert [asked.headers["x-stainless-retry-count"] for asked in provider.asked] == ["0", "0"]
+    assert not caplog.records
+
+
 def test_loops_in_threads_have_each_their_own_client(
     counter: tbl.ClaudeTokenCounter, provider: Provider, made: list[type]
 ) -> None:

@@ -7,13 +7,12 @@ So every loop has its own, and it is closed with its loop. Its readers may rely 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -80,33 +79,21 @@ class Lease(Generic[A]):
 
     def __init__(self, client: A) -> None:
         self.client = client
-        self.loop, self.holder, self._pid = asyncio.get_running_loop(), _open(client), os.getpid()
-        self._started = False
-        weakref.finalize(self, _end_later, self.loop, self.holder, self._pid).atexit = False
-        _leases.add(self)
+        self._holder, self._started = _open(client), False
+        ending = weakref.finalize(self, _end_later, asyncio.get_running_loop(), self._holder, os.getpid())
+        ending.atexit = False  # the end of the process closes what is open
 
     async def start(self) -> None:
         """Enter the generator, so that the loop knows of it."""
         if not self._started:
             self._started = True
-            await anext(self.holder)
+            await anext(self._holder)
 
     async def end(self) -> None:
         """Close the client."""
-        await self.holder.aclose()
-
-    def end_at_exit(self) -> None:
-        """Close the client of a loop that nobody closed; its thread may be busy, so not at any price."""
-        if self.loop.is_closed() or self._pid != os.getpid():
-            return
-        with contextlib.suppress(Exception):
-            if self.loop.is_running():
-                asyncio.run_coroutine_threadsafe(self.end(), self.loop).result(timeout=1)
-            else:
-                self.loop.run_until_complete(self.end())
+        await self._holder.aclose()
 
 
-_leases: weakref.WeakSet[Lease[Any]] = weakref.WeakSet()
 _ending: set[asyncio.Task[None]] = set()
 
 
@@ -131,12 +118,6 @@ def _end_later(loop: asyncio.AbstractEventLoop, holder: AsyncGenerator[None, Non
     if pid == os.getpid():
         with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the client
             loop.call_soon_threadsafe(begin)
-
-
-@atexit.register
-def _end_all() -> None:
-    for lease in list(_leases):
-        lease.end_at_exit()
 
 
 class Clients(Generic[S, A]):
