@@ -7,8 +7,6 @@ So every loop has its own, and it is closed with its loop. Its readers may rely 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
@@ -73,15 +71,14 @@ class PerLoop(Generic[T]):
 class Lease(Generic[A]):
     """An async client that is open for as long as its loop runs, and somebody holds the lease.
 
-    What keeps it open is an async generator that stands still: asyncio closes those before it closes a loop. It outlives the
-    lease for as long as its loop takes to close it: what is collected together with its connections comes too late for them.
+    What keeps it open is an async generator that stands still: asyncio closes those before it closes a loop, and when
+    nobody refers to them. It outlives the lease by a moment: collected together with its connections it would come too late.
     """
 
     def __init__(self, client: A) -> None:
         self.client = client
         self._holder, self._started = _open(client), False
-        ending = weakref.finalize(self, _end_later, asyncio.get_running_loop(), self._holder, os.getpid())
-        ending.atexit = False  # the end of the process closes what is open
+        weakref.finalize(self, _let_go, self._holder).atexit = False  # the end of the process closes what is open
 
     async def start(self) -> None:
         """Enter the generator, so that the loop knows of it."""
@@ -94,9 +91,6 @@ class Lease(Generic[A]):
         await self._holder.aclose()
 
 
-_ending: set[asyncio.Task[None]] = set()
-
-
 async def _open(client: AsyncClient) -> AsyncGenerator[None, None]:
     try:
         yield
@@ -104,20 +98,8 @@ async def _open(client: AsyncClient) -> AsyncGenerator[None, None]:
         await client.close()
 
 
-def _end_later(loop: asyncio.AbstractEventLoop, holder: AsyncGenerator[None, None], pid: int) -> None:
-    """Have the loop close what it holds; called wherever the last holder of a lease happened to let go."""
-
-    async def end() -> None:
-        await holder.aclose()
-
-    def begin() -> None:
-        task = loop.create_task(end())
-        _ending.add(task)
-        task.add_done_callback(_ending.discard)
-
-    if pid == os.getpid():
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the client
-            loop.call_soon_threadsafe(begin)
+def _let_go(_holder: AsyncGenerator[None, None]) -> None:
+    """Nobody refers to it from now on: asyncio closes it, on its loop."""
 
 
 class Clients(Generic[S, A]):
