@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.provider import provider  # noqa: F401 - a fixture
 from tests.soaking import pace, pytest_addoption, pytest_collection_modifyitems, pytest_runtest_setup, pytest_terminal_summary  # noqa: F401 - pytest finds them here
 from tokenbudget_lab import link
 from tokenbudget_lab.events import Event

@@ -64,6 +64,7 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.VersionMismatch("schema", 1, 2), ["schema version 2 found", "speaks 1"]),
     (errors.NotALedger("/x", "it is empty"), ["/x is no ledger: it is empty"]),
     (errors.CountFailed("count_tokens", "no key"), ["count_tokens", "no key"]),
+    (errors.EndpointUnreachable("count_tokens", "no connection"), ["count_tokens", "no connection"]),
     (errors.EncodingMissing("o200k_base", "/cache"), ["o200k_base", "/cache", "tokenbudget vendor-encodings"]),
     (errors.StoreFailed("disk full"), ["disk full", "nothing was acknowledged"]),
     (errors.LedgerCorrupt(7, "its hash does not fit"), ["event 7", "its hash does not fit"]),

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .connection import connect as connect
     from .counter import Count as Count
     from .counter import TokenCounter as TokenCounter
+    from .counters.claude import ClaudeTokenCounter as ClaudeTokenCounter
+    from .counters.fallback import FallbackTokenCounter as FallbackTokenCounter
     from .counters.openai import OpenAITokenCounter as OpenAITokenCounter
     from .demo import async_demo_client as async_demo_client
     from .demo import demo_client as demo_client
@@ -55,9 +57,11 @@ _HOMES = {
     "Alert": "ledger",
     "Balance": "balance",
     "Budget": "handles",
+    "ClaudeTokenCounter": "counters.claude",
     "Count": "counter",
     "Counted": "reservation",
     "Estimate": "estimates",
+    "FallbackTokenCounter": "counters.fallback",
     "Ledger": "connection",
     "Limit": "limits",
     "OpenAITokenCounter": "counters.openai",

@@ -7,13 +7,10 @@ So every loop has its own, and it is closed with its loop. Its readers may rely 
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
-import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -74,40 +71,24 @@ class PerLoop(Generic[T]):
 class Lease(Generic[A]):
     """An async client that is open for as long as its loop runs, and somebody holds the lease.
 
-    What keeps it open is an async generator that stands still: asyncio closes those before it closes a loop. It outlives the
-    lease for as long as its loop takes to close it: what is collected together with its connections comes too late for them.
+    What keeps it open is an async generator that stands still: asyncio closes those before it closes a loop, and when
+    nobody refers to them. It outlives the lease by a moment: collected together with its connections it would come too late.
     """
 
     def __init__(self, client: A) -> None:
         self.client = client
-        self.loop, self.holder, self._pid = asyncio.get_running_loop(), _open(client), os.getpid()
-        self._started = False
-        weakref.finalize(self, _end_later, self.loop, self.holder, self._pid).atexit = False
-        _leases.add(self)
+        self._holder, self._started = _open(client), False
+        weakref.finalize(self, _let_go, self._holder).atexit = False  # the end of the process closes what is open
 
     async def start(self) -> None:
         """Enter the generator, so that the loop knows of it."""
         if not self._started:
             self._started = True
-            await anext(self.holder)
+            await anext(self._holder)
 
     async def end(self) -> None:
         """Close the client."""
-        await self.holder.aclose()
-
-    def end_at_exit(self) -> None:
-        """Close the client of a loop that nobody closed; its thread may be busy, so not at any price."""
-        if self.loop.is_closed() or self._pid != os.getpid():
-            return
-        with contextlib.suppress(Exception):
-            if self.loop.is_running():
-                asyncio.run_coroutine_threadsafe(self.end(), self.loop).result(timeout=1)
-            else:
-                self.loop.run_until_complete(self.end())
-
-
-_leases: weakref.WeakSet[Lease[Any]] = weakref.WeakSet()
-_ending: set[asyncio.Task[None]] = set()
+        await self._holder.aclose()
 
 
 async def _open(client: AsyncClient) -> AsyncGenerator[None, None]:
@@ -117,26 +98,8 @@ async def _open(client: AsyncClient) -> AsyncGenerator[None, None]:
         await client.close()
 
 
-def _end_later(loop: asyncio.AbstractEventLoop, holder: AsyncGenerator[None, None], pid: int) -> None:
-    """Have the loop close what it holds; called wherever the last holder of a lease happened to let go."""
-
-    async def end() -> None:
-        await holder.aclose()
-
-    def begin() -> None:
-        task = loop.create_task(end())
-        _ending.add(task)
-        task.add_done_callback(_ending.discard)
-
-    if pid == os.getpid():
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the client
-            loop.call_soon_threadsafe(begin)
-
-
-@atexit.register
-def _end_all() -> None:
-    for lease in list(_leases):
-        lease.end_at_exit()
+def _let_go(_holder: AsyncGenerator[None, None]) -> None:
+    """Nobody refers to it from now on: asyncio closes it, on its loop."""
 
 
 class Clients(Generic[S, A]):
