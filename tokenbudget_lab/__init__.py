@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .connection import connect as connect
     from .counter import Count as Count
     from .counter import TokenCounter as TokenCounter
+    from .counters.estimation import EstimationTokenCounter as EstimationTokenCounter
     from .demo import async_demo_client as async_demo_client
     from .demo import demo_client as demo_client
     from .errors import *  # noqa: F403 - every error is importable from here
@@ -46,6 +47,7 @@ _HOMES = {
     "Budget": "handles",
     "Count": "counter",
     "Counted": "reservation",
+    "EstimationTokenCounter": "counters.estimation",
     "Ledger": "connection",
     "Limit": "limits",
     "Receipt": "reservation",

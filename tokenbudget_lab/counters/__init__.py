@@ -1,0 +1,1 @@
+"""Counters: one file for each way of counting."""
