@@ -157,6 +157,18 @@ def test_a_long_text_weighs_as_its_repetitions_do(text: str, times: int) -> None
     assert table.sum(data * times) == pytest.approx(times * table.sum(data))
 
 
+@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("character", list('aceoxyzEUWY0179"():<>{}$`;éßя中한'))
+def test_one_character_again_and_again_is_never_next_to_nothing(model: str, character: str) -> None:
+    """A tokenizer makes 125 to 1,000 tokens of a thousand; linear weights may add up to anything, and then a rule holds."""
+    count = EstimationTokenCounter(model).count_sync(character * 1_000)
+    assert 100 < count.tokens < 3_000
+
+
+def test_lines_that_are_drawn_have_few_tokens() -> None:
+    assert EstimationTokenCounter("gpt-6-mini").count_sync(" " * 10_000).tokens < 1_000
+
+
 def test_an_empty_text_has_no_tokens() -> None:
     assert EstimationTokenCounter("gpt-6-mini").count_sync("").tokens == 0
 
