@@ -1,17 +1,22 @@
 """Measure the estimate of tokens: how far it is off on texts that were not fitted, and how fast it is; in one run.
 
-    python benchmarks/estimation.py [/ /tmp/unpacked …]
+    python benchmarks/estimation.py [--fetch-ctok] [/ /tmp/unpacked …]
 
 The texts are the held-out documents of `data/estimation_texts.py`, as far as they are installed below the folders given. o200k
-is always judged; Claude where `ctok` can be imported: it asks for Python 3.12, so put it into an environment of its own.
+is always judged; Claude where `ctok` can be imported. `--fetch-ctok` installs it into a temporary folder for this run, with
+pip from PyPI: it asks for Python 3.12, and runs on 3.11 as well.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import platform
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +50,7 @@ def mean_errors(estimates: Sequence[float], truth: Sequence[int], pieces: Sequen
     means = {group: statistics.mean(errors) for group, errors in by_group.items()}
     own = (ENGLISH, CODE, MADE)
     languages = [mean for group, mean in means.items() if group not in own and len(by_group[group]) >= COMMON]
-    return {"languages": statistics.mean(languages), **{group: means[group] for group in own}}
+    return {"languages": statistics.mean(languages or [math.nan]), **{group: means.get(group, math.nan) for group in own}}
 
 
 def batch_error(
@@ -64,7 +69,7 @@ def batch_error(
             sums.append(abs(total / sum(one.measured for one in rest) - 1))
             singles += [abs(one.estimated * found.scale / one.measured - 1) for one in rest]
             covered += [abs(one.measured / one.estimated / found.scale - 1) <= (found.margin or 0) for one in rest]
-    return statistics.mean(sums), statistics.mean(singles), statistics.mean(covered)
+    return statistics.mean(sums or [math.nan]), statistics.mean(singles or [math.nan]), statistics.mean(covered or [math.nan])
 
 
 def judge(name: str, count: Callable[[str], int], pieces: Sequence[Text], plain: Sequence[int]) -> None:
@@ -106,9 +111,29 @@ def speed() -> None:
         print(f"  {name:<32}{ours:>10.1f}" + "".join(f"{other:>11.1f} (× {other / ours:.1f})" for other in theirs))
 
 
+def fetch_ctok(folder: str) -> None:
+    """Install ctok, and the regex package that it needs, where only this run finds them."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder]
+    for what in (["regex"], ["--no-deps", "--ignore-requires-python", "ctok==1.3.0"]):
+        subprocess.run([*pip, *what], check=False, timeout=300)
+    sys.path.append(folder)
+
+
 def main() -> None:
     """Judge each family, then measure."""
-    pieces = [piece for piece in texts([Path(name) for name in sys.argv[1:] or ["/"]]) if piece.held_out]
+    parser = argparse.ArgumentParser(description="How far the estimate of tokens is off, and how fast it is.")
+    parser.add_argument("--fetch-ctok", action="store_true", help="install the reference for Claude into a temporary folder")
+    parser.add_argument("roots", nargs="*", type=Path, default=[Path("/")], help="folders that look like / (default: /)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-ctok-") as folder:
+        if args.fetch_ctok:
+            fetch_ctok(folder)
+        run(args.roots)
+
+
+def run(roots: Sequence[Path]) -> None:
+    """Judge what is below these folders, then measure."""
+    pieces = [piece for piece in texts(roots) if piece.held_out]
     if not pieces:
         sys.exit("no text was found below these folders")
     languages = sum(n >= COMMON for n in Counter(piece.group for piece in pieces).values()) - 3
