@@ -14,7 +14,7 @@ wheel=$(echo "$place"/dist/*.whl)
 "$UV" venv --quiet --python "$PY" "$place/venv"
 case $1 in
 wheel)
-    diff <({ find tokenbudget_lab -type f \( -name '*.py' -o -name '*.sql' -o -name py.typed \)
+    diff <({ find tokenbudget_lab -type f \( -name '*.py' -o -name '*.sql' -o -name '*.json' -o -name py.typed \)
              echo tokenbudget_lab/data/demo_study.csv; } | sort) \
          <("$PY" -m zipfile -l "$wheel" | awk '$1 ~ /^tokenbudget_lab\// {print $1}' | sort) \
         || { echo "the wheel and the source do not hold the same files"; exit 1; }

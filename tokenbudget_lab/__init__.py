@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .counter import Count as Count
     from .counter import TokenCounter as TokenCounter
     from .counters.claude import ClaudeTokenCounter as ClaudeTokenCounter
+    from .counters.estimation import EstimationTokenCounter as EstimationTokenCounter
     from .counters.fallback import FallbackTokenCounter as FallbackTokenCounter
     from .counters.openai import OpenAITokenCounter as OpenAITokenCounter
     from .demo import async_demo_client as async_demo_client
@@ -61,6 +62,7 @@ _HOMES = {
     "Count": "counter",
     "Counted": "reservation",
     "Estimate": "estimates",
+    "EstimationTokenCounter": "counters.estimation",
     "FallbackTokenCounter": "counters.fallback",
     "Ledger": "connection",
     "Limit": "limits",
