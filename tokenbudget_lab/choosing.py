@@ -28,7 +28,9 @@ _CLOUDS = re.compile(r"-v\d+(?::\d+)?$")  # what Bedrock puts behind a name
 _KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 
 
-def counter_for(model: str, *, client: Any = None, async_client: Any = None) -> TokenCounter:
+def counter_for(
+    model: str, *, client: Any = None, async_client: Any = None, ledger: Any = None, label: str | None = None
+) -> TokenCounter:
     """The counter for a model.
 
     An OpenAI model is counted on this machine, or by the endpoint where a client is given. A Claude model is counted by the
@@ -38,6 +40,7 @@ def counter_for(model: str, *, client: Any = None, async_client: Any = None) -> 
     Args:
         model: as the API calls it; a provider before it (`openai/gpt-5`, `us.anthropic.claude-…`) is understood.
         client, async_client: the provider's, for counters that ask.
+        ledger, label: what an estimate learns from: the ledger's measured calls with this tag `label`.
 
     Raises:
         InvalidType: a model that is no text.
@@ -56,10 +59,10 @@ def counter_for(model: str, *, client: Any = None, async_client: Any = None) -> 
     given = {name: each for name, each in clients.items() if each is not None}
     if point := _registered(model):
         return _made(point, model, given)
-    return _maker(model)(model, given)
+    return _maker(model)(model, given, {"ledger": ledger, "label": label})
 
 
-def _maker(model: str) -> Callable[[str, dict[str, Any]], TokenCounter]:
+def _maker(model: str) -> Callable[[str, dict[str, Any], dict[str, Any]], TokenCounter]:
     bare = model.rsplit("/", 1)[-1].lower()
     if "claude" in bare:
         return _claude
@@ -74,14 +77,14 @@ def _counter(home: str, name: str) -> Any:
     return getattr(importlib.import_module(f".counters.{home}", __package__), name)
 
 
-def _openai(model: str, given: dict[str, Any]) -> TokenCounter:
+def _openai(model: str, given: dict[str, Any], known: dict[str, Any]) -> TokenCounter:  # noqa: ARG001 - it counts
     counter: TokenCounter = _counter("openai", "OpenAITokenCounter")(model.rsplit("/", 1)[-1], **given)
     return counter
 
 
-def _claude(model: str, given: dict[str, Any]) -> TokenCounter:
+def _claude(model: str, given: dict[str, Any], known: dict[str, Any]) -> TokenCounter:
     model = _CLOUDS.sub("", model[model.lower().index("claude") :]).replace("@", "-")
-    estimate = _estimation(model, {})
+    estimate = _estimation(model, {}, known)
     if not given and not any(map(os.environ.get, _KEYS)):
         return estimate
     endpoint = _counter("claude", "ClaudeTokenCounter")(model, **given)
@@ -89,8 +92,8 @@ def _claude(model: str, given: dict[str, Any]) -> TokenCounter:
     return counter
 
 
-def _estimation(model: str, given: dict[str, Any]) -> TokenCounter:  # noqa: ARG001 - nobody is asked
-    counter: TokenCounter = _counter("estimation", "EstimationTokenCounter")(model)
+def _estimation(model: str, given: dict[str, Any], known: dict[str, Any]) -> TokenCounter:  # noqa: ARG001 - nobody is asked
+    counter: TokenCounter = _counter("estimation", "EstimationTokenCounter")(model, **known)
     return counter
 
 

@@ -140,7 +140,7 @@ def estimate(
             how long the next ones will be. Where not given, those of the model in the budget do.
         budget: a budget, or its name in `ledger`: does all of it fit, and how much does?
         ledger: where the earlier calls are; the budget's where not given.
-        counter: what counts; `counter_for(model)` where not given.
+        counter: what counts; where not given `counter_for(model)`, whose estimates learn from the calls with the label.
         batch, tier, speed: on what terms the calls will be made, where they have prices of their own.
         at: when the calls will be made; `None` means now.
         progress: `True` for a bar, `False` for none; a bar where it takes a while, when not given.
@@ -163,7 +163,9 @@ def estimate(
     """
     budget, ledger = _where(budget, ledger, label)
     longest = tokens_of("max_output_tokens", max_output_tokens)
-    counts = _counted(prompts, prompt, counter or counter_for(model), {"system": system, "tools": tools}, progress)
+    if counter is None:
+        counter = counter_for(model, ledger=ledger, label=label if isinstance(label, str) else None)
+    counts = _counted(prompts, prompt, counter, {"system": system, "tools": tools}, progress)
     answers = answers_of(ledger, model, label, budget, len(counts), longest)
     pricing = _Pricing(_prices(ledger), model, at, terms_of(batch=batch, tier=tier, speed=speed))
     plan = _Plan(counts, answers, longest, pricing)

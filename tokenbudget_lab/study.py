@@ -28,8 +28,10 @@ from rich.text import Text
 
 from .balance import Balance
 from .connection import Ledger, connect
+from .counters.claude import ClaudeTokenCounter
 from .demo import CHARACTERS_PER_TOKEN, DemoItem, demo_client, demo_study
 from .errors import BudgetExceeded
+from .estimates import estimate
 from .handles import Budget
 from .ledger import Verification
 from .render import ASCII, BLOCKS, amount, balance_text, colored_bar, escaped, left_of, of_limit
@@ -124,6 +126,7 @@ def run(out: Console, where: str | None = None, *, embedded: bool = False) -> St
     out.print(Text(_crash(path, embedded=embedded), style="bold"))
     with connect(path, embedded=embedded) as ledger:
         calls = _Calls(ledger)
+        out.print(_plans(ledger, items))
         _watch(out, ledger, calls, items)
         _outlast_the_crash(out, ledger)
         report = _report(ledger, calls, time.monotonic() - began)
@@ -178,6 +181,37 @@ def _outlast_the_crash(out: Console, ledger: Ledger) -> None:
             out.print("Every call is answered; the killed one's hold has not expired yet …")
             waiting = True
         time.sleep(_LOOK_S)
+
+
+# --- before anything is sent ---------------------------------------------------------------------------------------------
+
+
+def _plans(ledger: Ledger, items: list[DemoItem]) -> Table:
+    """What each condition would cost, counted by the provider's endpoint, and how many of its calls its cap pays for."""
+    right = [
+        Column(name, justify="right", no_wrap=True)
+        for name in ("Input tokens", "Cost at most", "Cap", "Calls it surely pays for")
+    ]
+    table = Table("Planned", *right, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    with ClaudeTokenCounter(items[0].model, client=demo_client(latency_s=(0, 0))) as counter:
+        for condition, cap in SHARES_USD.items():
+            asked = [item for item in items if item.condition == condition]
+            plan = estimate(
+                [item.prompt for item in asked],
+                model=asked[0].model,
+                max_output_tokens=asked[0].max_tokens,
+                budget=ledger.budget(f"{ROOT}/{condition}"),
+                counter=counter,
+            )
+            fitting = f"{plan.calls_that_surely_fit} of {plan.calls}"
+            table.add_row(
+                condition,
+                f"{plan.input_tokens:,}",
+                amount(plan.cost_usd_upper, scale=CAP_USD),
+                amount(cap, scale=CAP_USD),
+                fitting,
+            )
+    return table
 
 
 # --- the calls -----------------------------------------------------------------------------------------------------------
