@@ -98,3 +98,32 @@ def test_what_is_no_model_is_refused(model: Any, error: type[Exception]) -> None
 )
 def test_a_models_name_says_whose_it_is(model: str, maker: str) -> None:
     assert choosing._maker(model) is getattr(choosing, maker)
+
+
+def test_a_claude_model_is_estimated_without_a_key_and_asked_for_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a key the estimate is what it falls back to."""
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    assert isinstance(tbl.counter_for("claude-sonnet-5-5"), tbl.EstimationTokenCounter)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    assert isinstance(tbl.counter_for("claude-sonnet-5-5"), tbl.FallbackTokenCounter)
+
+
+def test_a_client_that_is_given_is_asked() -> None:
+    counter = tbl.counter_for("claude-sonnet-5-5", client=tbl.demo_client(latency_s=(0, 0)))
+    count = counter.count_sync("What is a budget?")
+    assert (count.tokens, count.exact, count.method, count.note) == (9, True, "count_tokens", None)
+
+
+def test_an_estimate_learns_from_the_ledger_that_is_given() -> None:
+    """Five calls of the label, each half as long again as it was estimated."""
+    with tbl.connect(":memory:") as ledger:
+        lab = ledger.budget("lab", limits=[])
+        counter = tbl.EstimationTokenCounter("qwen-3", label="few-shot")
+        for n in range(5):
+            estimated = counter.count_sync("a review of a restaurant " * (n + 5))
+            with lab.reserve(model="qwen-3", input_tokens=estimated, max_output_tokens=1, tags=counter.tags(estimated)) as call:
+                call.commit(tbl.Usage(round(estimated.tokens * 1.5), 1))
+        text = "a review of a hotel " * 20
+        learned = tbl.counter_for("qwen-3", ledger=ledger, label="few-shot").count_sync(text)
+        assert learned.tokens == pytest.approx(counter.count_sync(text).tokens * 1.5, rel=0.05)

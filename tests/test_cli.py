@@ -33,6 +33,7 @@ COMMANDS = [
     "recover",
     "clock accept",
     "vendor-encodings",
+    "estimate",
 ]
 
 
