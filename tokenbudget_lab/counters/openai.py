@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 ENDPOINT = "responses.input_tokens"
 TIMEOUT_S = 60.0  # of one attempt by a client of ours
+_NO_COUNT = "what came back is no count; look at what stands between here and the API: a proxy, a login page, base_url"
 _SAID = 300  # characters of what the API says that fit into an error
 UNSURE_OF_ENCODING = 0.1  # how far another encoding may be from the newest one that is known
 UNSURE_OF_CUTS = 0.01  # a text without any place to cut at, so it was cut every 32,768 characters; 0.004 at most was seen
@@ -310,6 +312,8 @@ def _named_errors() -> Iterator[None]:
     except UnicodeEncodeError:
         reason = "the text has half a surrogate pair in it, which no request can carry; repair it first"
         raise CountFailed(ENDPOINT, reason) from None
+    except json.JSONDecodeError:
+        raise CountFailed(ENDPOINT, _NO_COUNT) from None
     except Exception as error:
         import openai
 
@@ -332,6 +336,5 @@ def _answer(reply: Any) -> Count:
     """The count in a reply. Zero is none: every request has tokens, so it comes from a stand-in that does not count."""
     tokens = getattr(reply, "input_tokens", None)
     if type(tokens) is not int or not 0 < tokens <= MAX_TOKENS:
-        reason = "what came back is no count; look at what stands between here and the API: a proxy, a login page, base_url"
-        raise CountFailed(ENDPOINT, reason)
+        raise CountFailed(ENDPOINT, _NO_COUNT)
     return Count(tokens, exact=True, method=ENDPOINT)
