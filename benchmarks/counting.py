@@ -93,7 +93,7 @@ def measure(lines: Sequence[Line], texts: Texts) -> dict[str, float]:
 
 def estimated(count: int) -> dict[str, float]:
     """`tbl.estimate` of so many prompts of two hundred characters: seconds, and by how much the process grew (MB)."""
-    frame = pl.DataFrame({"prompt": short(5_000) * (count // 5_000)})
+    frame = pl.DataFrame({"prompt": list(short(5_000)) * (count // 5_000)})
     tbl.estimate(frame.head(1_000), model=MODEL, max_output_tokens=200, progress=False)  # what is imported and read once
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     plan = tbl.estimate(frame, model=MODEL, max_output_tokens=200, progress=False)

@@ -94,7 +94,12 @@ def test_one_client_is_made_and_one_connection_for_many_counts(
 ) -> None:
     made: list[Any] = []
     init = openai.OpenAI.__init__
-    monkeypatch.setattr(openai.OpenAI, "__init__", lambda self, **how: (made.append(self), init(self, **how))[1])
+
+    def noted(self: openai.OpenAI, **how: Any) -> None:
+        made.append(self)
+        init(self, **how)
+
+    monkeypatch.setattr(openai.OpenAI, "__init__", noted)
     for n in range(20):
         counter.count_sync(f"text {n}")
     assert (len(made), provider.connections, len(provider.asked)) == (1, 1, 20)
