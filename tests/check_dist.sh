@@ -20,12 +20,14 @@ wheel)
         || { echo "the wheel and the source do not hold the same files"; exit 1; }
     "$UV" pip install --quiet --python "$place/venv" --group test "$wheel"
     tests=(tests/smoke)
+    apart=()
     ;;
 oldest)
     "$UV" pip install --quiet --python "$place/venv" --resolution lowest-direct --requirements pyproject.toml \
         --group test --group kernels
     "$UV" pip install --quiet --python "$place/venv" --no-deps "$wheel"
-    tests=(tests/smoke tests/test_behaviour.py tests/test_kernels.py tests/test_counting_kernels.py)
+    tests=(tests/smoke tests/test_behaviour.py tests/test_kernels.py)
+    apart=(tests/test_counting_kernels.py) # the oldest jupyter-client leaves a ZeroMQ context behind when one process starts kernels twice
     ;;
 *)
     echo "usage: $0 wheel|oldest"; exit 2
@@ -37,3 +39,4 @@ cp -R tests pyproject.toml "$place"
 cd "$place"
 echo "$1: $("$UV" pip list --quiet --python venv --format freeze | grep -E '^(anthropic|duckdb|polars|pyarrow|genai-prices|ipykernel)==' | tr '\n' ' ')"
 env -u PYTHONPATH venv/bin/pytest -q "${tests[@]}"
+[ ${#apart[@]} -eq 0 ] || env -u PYTHONPATH venv/bin/pytest -q "${apart[@]}"
