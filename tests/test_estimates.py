@@ -256,3 +256,61 @@ def test_margins_of_one_are_no_negative_count() -> None:
     assert (count.lower, count.upper) == (0, 40)
     with pytest.raises(tbl.InvalidValue):
         Count(10, exact=False, method="x", margin=math.nan)
+
+
+# --- where it could be wrong without a word ----------------------------------------------------------------------------------
+
+
+def test_a_closed_budget_pays_for_nothing(ledger: tbl.Ledger) -> None:
+    """Nor does one below it."""
+    child = ledger.budget("lab/study", usd=1)
+    ledger.budget("lab").close()
+    plan = estimate(["a"] * 3, budget=child)
+    assert (plan.calls_that_fit, plan.fits) == (0, False)
+    assert "closed; no call fits" in repr(plan)
+
+
+def test_answers_of_one_length_are_not_all_that_there_are(ledger: tbl.Ledger) -> None:
+    """Five that were cut off at 10 say little of those that may have 1,000; what surely fits is as long as it may be."""
+    study = ledger.budget("lab/study", usd="0.5")
+    answered(ledger, [10] * 5, "lab/study")
+    plan = estimate(["a"] * 1000, budget=study, max_output_tokens=1000)
+    assert plan.output_tokens_lower < plan.output_tokens == 10_000 < plan.output_tokens_upper
+    assert (plan.calls_that_fit, plan.fits) == (1000, False)
+    assert plan.calls_that_surely_fit is not None
+    assert plan.calls_that_surely_fit < 60
+
+
+def test_short_answers_are_not_rounded_away(ledger: tbl.Ledger) -> None:
+    """A mean of 0.4 tokens, at $10 per million: 400 tokens of 1,000 calls cost $0.004."""
+    answered(ledger, [0, 1, 0, 1, 0] * 20, label="short")
+    plan = estimate(["a"] * 1000, ledger=ledger, label="short", max_output_tokens=2)
+    assert plan.output_tokens == plan.frame["output_tokens"].sum() == 400
+    assert plan.cost_usd == plan.frame["cost_usd"].sum() == Decimal("0.005")
+
+
+def test_a_record_of_several_requests_is_not_one_long_answer(ledger: tbl.Ledger) -> None:
+    for _ in range(9):
+        ledger.budget("lab").record(tbl.Usage(1000, 5000), model=PRICED, requests=100, tags={"label": "many"}).result()
+    assert "no measured calls" in estimate(["a"], ledger=ledger, label="many").answers
+
+
+def test_amounts_are_rounded_up_as_the_ledger_rounds_them(ledger: tbl.Ledger) -> None:
+    """Less than the smallest unit is one of it."""
+    ledger.set_price("tiny", input_usd_per_mtok="0.000000000001", output_usd_per_mtok=0)
+    study = ledger.budget("lab/study", usd="0.000000000005")
+    plan = estimate(["a"] * 10, budget=study, model="tiny", max_output_tokens=0)
+    assert plan.calls_that_fit == 5
+    assert plan.frame["hold_usd"].to_list() == [Decimal("0.000000000001")] * 10
+
+
+@pytest.mark.parametrize("label", ["", {}, 5, {"a": 3}, {1: "a"}], ids=str)
+def test_a_label_is_a_text_or_tags(ledger: tbl.Ledger, label: Any) -> None:
+    with pytest.raises(tbl.InvalidType, match="label"):
+        estimate(["a"], ledger=ledger, label=label)
+
+
+def test_what_a_label_says_makes_no_line_of_its_own(ledger: tbl.Ledger) -> None:
+    said = repr(estimate(["a"], ledger=ledger, label="x)\n  cost    $0.00 (free)"))
+    assert len(said.split("\n")) == 4
+    assert "C:\\new" in repr(estimate(["a"], ledger=ledger, label="C:\\new"))

@@ -315,3 +315,24 @@ def test_a_failed_one_of_many_is_named_by_its_place(client: openai.OpenAI) -> No
     with pytest.raises(CountFailed) as failed:
         tbl.OpenAITokenCounter("gpt-5-mini", client=client).count_many_sync(["a", "b", "refuse", "c"])
     assert failed.value.index == 2
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "text": "long " * 1000},
+        {"role": "user", "content": [{"type": "text", "content": "long " * 1000}]},
+        {"role": "user", "content": [{"type": "text", "text": None}]},
+    ],
+    ids=["unknown key", "unknown key of a part", "no text"],
+)
+def test_nothing_of_a_message_is_passed_over(message: dict[str, Any]) -> None:
+    """What is under a wrong key would be counted as nothing."""
+    with pytest.raises((CountFailed, InvalidType)):
+        tbl.OpenAITokenCounter("gpt-4o").count_sync([message])
+
+
+def test_calls_and_refusals_of_older_replies_are_counted() -> None:
+    counter = tbl.OpenAITokenCounter("gpt-4o")
+    for part in ({"function_call": {"name": "f", "arguments": "x " * 5000}}, {"refusal": "no " * 5000}):
+        assert counter.count_sync([{"role": "assistant", "content": None, **part}]).tokens > 5000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -148,8 +149,10 @@ def test_a_mistake_is_named_with_its_key(tmp_path: Path, text: str | bytes, key:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.toml", tmp_path):
-        with pytest.raises(tbl.InvalidValue, match="cannot be read"):
+    """A pipe, too, which would be waited for without end."""
+    os.mkfifo(tmp_path / "pipe.toml")
+    for path in (tmp_path / "none.toml", tmp_path, tmp_path / "pipe.toml"):
+        with pytest.raises(tbl.InvalidValue, match=r"cannot be read|no regular file"):
             read_prices(path)
 
 

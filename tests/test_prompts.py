@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -75,20 +76,25 @@ def test_many_prompts_come_in_parts_and_are_not_read_before(monkeypatch: pytest.
         (5, None, "give a list"),
         (None, None, "give a list"),
         (["a", None], None, "prompt 1: is missing"),
-        (["a", 5], None, "prompt 1: 5 is int"),
-        (["a", b"b"], None, "prompt 1: b'b' is bytes"),
-        (["a", ["b"]], None, "prompt 1: ['b'] is list"),
+        (["a", 5], None, "prompt 1: is int"),
+        (["a", b"b"], None, "prompt 1: is bytes"),
+        (["a", ["b"]], None, "prompt 1: is list"),
         (["a"], "text", "names a column"),
         (pl.Series(["a", None]), None, "row 1: has no prompt"),
-        (pl.Series([1, 2]), None, "row 0: 1 is int"),
+        (pl.Series([1, 2]), None, "row 0: is int"),
         (pl.Series(["a"]), "text", "names a column"),
         (FRAME, "txet", "there is no column 'txet'; there are id, text"),
         (FRAME.with_columns(more=pl.lit("x")), None, "say which column it is: id, text, more"),
         (FRAME, pl.col("nothing"), "cannot be made of this frame"),
         (FRAME, pl.col("id", "text"), "makes 2 columns"),
+        (FRAME, pl.lit("Is this spam?"), "makes 1 prompts of 2 rows"),
+        (FRAME, pl.col("text").first(), "makes 1 prompts of 2 rows"),
+        (FRAME.lazy().select("nothing"), None, "cannot be made of this frame"),
+        (pl.scan_parquet("/nowhere.parquet"), None, "cannot be made of this frame"),
+        (pl.col("text"), None, "give a list of prompts, or a frame"),
         (pl.DataFrame(), None, "there are none"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_prompt_is_named(source: Any, column: Any, said: str) -> None:
     with pytest.raises(tbl.InvalidValue) as error:
@@ -145,7 +151,7 @@ def test_a_long_prompt_in_a_csv_is_read_and_the_limit_is_as_before(tmp_path: Pat
         ("p.jsonl", b'["a"]', "line 1: is no JSON object"),
         ("p.jsonl", b'{"text": "a"}', "line 1: has no 'prompt'; it has text"),
         ("p.jsonl", b'{"prompt": null}', "line 1: is missing"),
-        ("p.jsonl", b'{"prompt": 5}', "line 1: 5 is int"),
+        ("p.jsonl", b'{"prompt": 5}', "line 1: is int"),
         ("p.txt", b"a\n\xff", "line 2: is not UTF-8"),
     ],
 )
@@ -163,3 +169,26 @@ def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path, monkeypat
         (tmp_path / name).write_bytes(b"prompt\n" + b"a" * 5000)
         with pytest.raises(tbl.InvalidValue, match=r"is longer than 1,000 bytes|no JSON"):
             list(read_prompts(tmp_path / name))
+
+
+def test_what_a_prompt_says_is_in_no_error() -> None:
+    """One message in place of a list of prompts, as everybody writes it once."""
+    with pytest.raises(tbl.InvalidType) as error:
+        read([["my own words"]])
+    assert "my own words" not in str(error.value)
+
+
+def test_a_file_is_the_one_that_is_named(tmp_path: Path) -> None:
+    """Its name is no pattern; a folder or a pipe is no file; lines of text have no columns."""
+    for name, rows in (("p1.parquet", 7), ("other.parquet", 3)):
+        pl.DataFrame({"prompt": ["a"] * rows}).write_parquet(tmp_path / name)
+    (tmp_path / "other.parquet").rename(tmp_path / "p[1].parquet")
+    assert len(list(read_prompts(tmp_path / "p[1].parquet"))) == 3
+    (tmp_path / "folder.parquet").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name in ("folder.parquet", "pipe.csv"):
+        with pytest.raises(tbl.InvalidValue, match="no regular file"):
+            list(read_prompts(tmp_path / name))
+    (tmp_path / "p.txt").write_text("a")
+    with pytest.raises(tbl.InvalidValue, match="names a column"):
+        list(read_prompts(tmp_path / "p.txt", "text"))

@@ -344,3 +344,10 @@ def test_a_reply_says_its_id_and_an_empty_one_is_none() -> None:
     assert Reported.of(message()).response_id == "msg_01XFDUDYJgAACzvnptvVoYEL"
     assert Reported.of(chat() | {"id": ""}).response_id is None
     assert Reported.of(message()["usage"]).response_id is None
+
+
+def test_a_total_counts_where_there_are_no_details() -> None:
+    """900 tokens that nobody explains are not free."""
+    with pytest.raises(tbl.InvalidValue, match="contradicts itself"):
+        tbl.Usage.of({"input_tokens": 1000, "output_tokens": 100, "total_tokens": 2000})
+    assert tbl.Usage.of({"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}).tokens == 1100

@@ -82,6 +82,11 @@ class Request:
             self.texts.append(text)
 
 
+_KNOWN = {
+    "role", "name", "content", "tool_calls", "function_call", "refusal", "type", "id", "status", "tool_call_id", "annotations",
+}  # fmt: skip
+
+
 def request_of(content: Content, *, tools: Tools | None, system: System | None, model: str) -> Request:
     """Take a request apart. A text by itself, without tools and system prompt, is that text and nothing around it.
 
@@ -134,8 +139,12 @@ def _add_message(request: Request, message: Mapping[str, Any], model: str) -> No
         request.add(message["name"])
     for part in _parts(message.get("content")):
         _add_part(request, part, model)
-    for call in message.get("tool_calls") or ():
-        _add_call(request, call.get("function") or call)
+    request.add(message.get("refusal"))
+    for call in (*(message.get("tool_calls") or ()), message.get("function_call")):
+        if call is not None:
+            _add_call(request, call.get("function") or call)
+    if unknown := message.keys() - _KNOWN:
+        raise CountFailed("tiktoken", f"a message with {told(min(unknown))} cannot be estimated; {_BY_ENDPOINT}")
 
 
 def _parts(content: Any) -> Sequence[Any]:
@@ -151,7 +160,9 @@ def _parts(content: Any) -> Sequence[Any]:
 def _add_part(request: Request, part: Any, model: str) -> None:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in _TEXTS:
-        request.add(part.get("text"))
+        if not isinstance(part.get("text"), str):
+            raise InvalidType("content", "a part of type text has no text")
+        request.add(part["text"])
     elif kind == "refusal":
         request.add(part.get("refusal"))
     elif kind in {"image_url", "input_image"}:

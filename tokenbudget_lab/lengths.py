@@ -58,7 +58,9 @@ def answers_like(lengths: Sequence[int], calls: int, longest: int, what: str) ->
     """The prediction for so many calls, from the lengths of some that were measured."""
     known, mean = len(lengths), fmean(lengths)
     t = _Z * (1 + (_Z**2 + 1) / (4 * (known - 1)))  # Student's t, to first order
-    around = t * stdev(lengths) * math.sqrt(1 / calls + 1 / known)
+    around = (
+        t * max(stdev(lengths), mean / known) * math.sqrt(1 / calls + 1 / known)
+    )  # a few equal ones are not all that there are
     return Answers(mean, max(0.0, mean - around), min(longest, mean + around), f"as {known:,} measured calls of {what}")
 
 
@@ -72,10 +74,11 @@ def measured(
 
     tags = {"label": label} if isinstance(label, str) else dict(label or {})
     chosen = (pl.col("model") == model) & (pl.col("basis") == "measured") & pl.col("output_tokens").is_not_null()
+    chosen &= pl.col("requests") == 1  # of several the longest is not known
     for name, value in tags.items():
         chosen &= tag(name) == value
     if budget is not None and not tags:
         chosen &= (pl.col("budget") == budget.name) | pl.col("budget").str.starts_with(f"{budget.name}/")
-    wanted = ["model", "basis", "output_tokens", "budget", "tags"]
+    wanted = ["model", "basis", "output_tokens", "requests", "budget", "tags"]
     found: list[int] = ledger.calls().select(wanted).filter(chosen).select("output_tokens").collect().to_series().to_list()
     return found

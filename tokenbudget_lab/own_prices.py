@@ -122,6 +122,8 @@ def read_prices(path: Path) -> dict[str, tuple[OwnPrice, ...]]:
     Raises:
         InvalidValue: the file cannot be read, is no TOML, or says something that is no price; with the key.
     """
+    if path.exists() and not path.is_file():
+        raise InvalidValue(str(path), "is no regular file")
     try:
         with path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)

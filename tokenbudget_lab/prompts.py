@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .counter import Content
-from .errors import InvalidType, InvalidValue, told
+from .errors import InvalidType, InvalidValue
 from .lines import csv_fields, json_objects, text_lines
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def content_of(where: str, prompt: Any) -> Content:
         return prompt
     if prompt is None:
         raise InvalidValue(where, "is missing; leave the row out, or write an empty text")
-    raise InvalidType(where, f"{told(prompt)} is {type(prompt).__name__}, neither a text nor a list of messages")
+    # What it is, and not what it says: a prompt is nobody else's business.
+    raise InvalidType(where, f"is {type(prompt).__name__}, neither a text nor a list of messages")
 
 
 def _series(source: Any, column: str | pl.Expr | None) -> pl.Series | None:
@@ -81,14 +82,19 @@ def _series(source: Any, column: str | pl.Expr | None) -> pl.Series | None:
         if column is not None:
             raise InvalidValue("prompt", "names a column, and a single one was given")
         return source
+    if not isinstance(source, pl.DataFrame | pl.LazyFrame):
+        raise InvalidType("prompts", f"is {type(source).__name__}; give a list of prompts, or a frame")
     lazy = source.lazy()
-    chosen = _column(lazy.collect_schema(), column) if column is None or isinstance(column, str) else column
     try:
+        chosen = _column(lazy.collect_schema(), column) if column is None or isinstance(column, str) else column
         found: pl.DataFrame = lazy.select(chosen).collect()
-    except pl.exceptions.PolarsError as error:
+        rows = found.height if isinstance(chosen, str) else lazy.select(pl.len()).collect().item()
+    except (OSError, ArithmeticError, pl.exceptions.PolarsError) as error:
         raise InvalidValue("prompt", f"cannot be made of this frame ({str(error).splitlines()[0]})") from error
     if found.width != 1:
         raise InvalidValue("prompt", f"makes {found.width} columns, and not one")
+    if found.height != rows:
+        raise InvalidValue("prompt", f"makes {found.height:,} prompts of {rows:,} rows, and not one of each")
     return found.to_series()
 
 
@@ -135,6 +141,10 @@ def read_prompts(path: Path, column: str | None = None) -> Iterator[Content]:
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise InvalidValue("prompts", f"{path.name} is of no kind that is read: {', '.join(FORMATS)}")
+    if path.exists() and not path.is_file():
+        raise InvalidValue("prompts", f"{path} is no regular file")
+    if kind == ".txt" and column is not None:
+        raise InvalidValue("prompt", f"names a column, and {path.name} has none: each of its lines is a prompt")
     if kind == ".parquet":
         return chain.from_iterable(prompts_of(_parquet(path), column))
     return _read_lines(path, kind, column or "prompt")
@@ -144,7 +154,7 @@ def _parquet(path: Path) -> pl.LazyFrame:
     import polars as pl
 
     try:
-        frame = pl.scan_parquet(path)
+        frame = pl.scan_parquet(path, glob=False)
         frame.collect_schema()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InvalidValue("prompts", f"{path} cannot be read ({str(error).splitlines()[0]})") from error

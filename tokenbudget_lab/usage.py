@@ -108,6 +108,8 @@ class Usage:
             )
         if get("input_tokens_details") is not None or get("output_tokens_details", "reasoning_tokens") is not None:
             return cls._openai(get, "input_tokens", "output_tokens")
+        if get("total_tokens") is not None:  # a compatible server's, without details
+            return cls._openai(get, "input_tokens", "output_tokens")
         return cls._anthropic(get)
 
     @classmethod

@@ -47,7 +47,7 @@ def estimate(
 ) -> None:
     """Count and price prompts before they are sent; nothing is sent, and nothing is held.
 
-    Ends with 1 where the budget does not surely pay for all of it.
+    Ends with 1 where the budget is not expected to pay for all of it.
     """
     with contextlib.ExitStack() as stack:
         book = stack.enter_context(opened(ledger, embedded=embedded)) if _looks_back(budget, label, ledger) else None
@@ -59,8 +59,8 @@ def estimate(
         shown = {name: plain(getattr(found, name)) for name in estimates.Estimate.__slots__ if name != "frame"}
         print_json({**shown, "fits": found.fits})
     else:
-        console().print(escaped(repr(found)).replace("\\n", "\n"), soft_wrap=True)
-    if found.fits is False:
+        console().print("\n".join(map(escaped, repr(found).split("\n"))), soft_wrap=True)
+    if found.calls_that_fit is not None and found.calls_that_fit < found.calls:
         raise typer.Exit(REFUSED)
 
 
