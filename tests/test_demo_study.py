@@ -1,6 +1,7 @@
 """The demo: it ends within its cap, counts what it does not know, and leaves a sound ledger."""
 
 import json
+import shutil
 import subprocess
 import sys
 from decimal import Decimal
@@ -67,3 +68,15 @@ def test_the_command_shows_the_balance_moving_in_plain_lines(tmp_path: Path) -> 
     assert "was killed in the middle of its call" in done.stderr
     assert done.stderr.count("left · ") >= 2
     assert "\x1b" not in done.stderr
+
+
+def test_a_second_demo_goes_on_with_what_the_first_one_left(
+    report: study.Study, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The process that was to be killed may be refused then; nobody's traceback is shown, and the caps hold."""
+    shutil.copytree(Path(report.ledger).parent, tmp_path / "again")
+    with Console(record=True, width=80).capture() as _:
+        again = study.run(Console(quiet=True), str(tmp_path / "again" / "demo.duckdb"), embedded=True)
+    assert capfd.readouterr().err == ""
+    assert all(limit.left >= 0 for balance in again.balances for limit in balance.limits)
+    assert again.balances[0].committed_usd >= report.balances[0].committed_usd

@@ -10,6 +10,7 @@ import genai_prices
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.test_pricing import catalogued
 from tokenbudget_lab import Usage
 from tokenbudget_lab.terms import terms_of
 
@@ -119,17 +120,7 @@ CASES = [_case(line) for line in TABLE.strip().splitlines()[1:]]
 
 def asked(case: Case) -> Decimal:
     """What genai-prices answers."""
-    usage = case.usage
-    counts = genai_prices.Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cache_read_tokens=usage.cache_read_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
-        cache_write_5m_tokens=usage.cache_write_5m_tokens,
-        cache_write_1h_tokens=usage.cache_write_1h_tokens,
-        output_reasoning_tokens=usage.reasoning_tokens,
-        web_searches=usage.web_searches,
-    )
+    counts = catalogued(case.usage)
     context = CONTEXTS[case.terms]
     return genai_prices.calc_price(counts, case.model, genai_request_timestamp=case.at, price_context=context).total_price
 

@@ -103,9 +103,9 @@ def usages(draw: st.DrawFn) -> Usage:
     return Usage(max(whole, read + five + hour), output, read, five, hour, draw(st.integers(0, output)))
 
 
-def asked(usage: Usage, model: str, at: datetime, context: dict[str, str] | None = None) -> Decimal:
-    """The catalogue's answer."""
-    counts = genai_prices.Usage(
+def catalogued(usage: Usage) -> genai_prices.Usage:
+    """The same counts as the catalogue takes them."""
+    return genai_prices.Usage(
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         cache_read_tokens=usage.cache_read_tokens,
@@ -113,7 +113,13 @@ def asked(usage: Usage, model: str, at: datetime, context: dict[str, str] | None
         cache_write_5m_tokens=usage.cache_write_5m_tokens,
         cache_write_1h_tokens=usage.cache_write_1h_tokens,
         output_reasoning_tokens=usage.reasoning_tokens,
+        web_searches=usage.web_searches,
     )
+
+
+def asked(usage: Usage, model: str, at: datetime, context: dict[str, str] | None = None) -> Decimal:
+    """The catalogue's answer."""
+    counts = catalogued(usage)
     return genai_prices.calc_price(counts, model, genai_request_timestamp=at, price_context=context).total_price
 
 

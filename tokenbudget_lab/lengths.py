@@ -58,9 +58,8 @@ def answers_like(lengths: Sequence[int], calls: int, longest: int, what: str) ->
     """The prediction for so many calls, from the lengths of some that were measured."""
     known, mean = len(lengths), fmean(lengths)
     t = _Z * (1 + (_Z**2 + 1) / (4 * (known - 1)))  # Student's t, to first order
-    around = (
-        t * max(stdev(lengths), mean / known) * math.sqrt(1 / calls + 1 / known)
-    )  # a few equal ones are not all that there are
+    spread = max(stdev(lengths), mean / known)  # a few equal ones are not all that there are
+    around = t * spread * math.sqrt(1 / calls + 1 / known)
     return Answers(mean, max(0.0, mean - around), min(longest, mean + around), f"as {known:,} measured calls of {what}")
 
 

@@ -144,7 +144,7 @@ def _instant(where: str, column: str, text: str) -> float:
         moment = datetime.fromisoformat(text.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
-        pass
+        pass  # then it may be seconds; what is neither raises below
     try:
         seconds = float(text)
     except ValueError:

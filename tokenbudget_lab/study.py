@@ -155,20 +155,25 @@ def _crash(path: str, *, embedded: bool) -> str:
             held = child.stdout.readline().strip()
         finally:
             child.kill()
-    return f"Process {child.pid} held {held or 'nothing'} and was killed in the middle of its call. Its hold stays for now."
+    if not held:
+        return f"Process {child.pid} was refused: what is left of the cap has no room for its call."
+    return f"Process {child.pid} held {held} and was killed in the middle of its call. Its hold stays for now."
 
 
 def hold(path: str, *, embedded: bool) -> None:
     """What the other process does: it reserves, asks, and does not live to see the answer."""
     item = next(item for item in demo_study() if item.condition == "chain-of-thought")
     ledger = connect(path, embedded=embedded)
-    call = ledger.budget(f"{ROOT}/{item.condition}").reserve_sync(
-        model=item.model,
-        input_tokens=100,
-        max_output_tokens=item.max_tokens,
-        timeout=CRASHED_S,
-        tags={"condition": item.condition},
-    )
+    try:
+        call = ledger.budget(f"{ROOT}/{item.condition}").reserve_sync(
+            model=item.model,
+            input_tokens=100,
+            max_output_tokens=item.max_tokens,
+            timeout=CRASHED_S,
+            tags={"condition": item.condition},
+        )
+    except BudgetExceeded:  # a demo before this one has spent it
+        return
     sys.stdout.write(f"{amount(call.usd, scale=CAP_USD)}\n")
     sys.stdout.flush()
     time.sleep(60)
@@ -204,10 +209,11 @@ def _plans(ledger: Ledger, items: list[DemoItem]) -> Table:
                 counter=counter,
             )
             fitting = f"{plan.calls_that_surely_fit} of {plan.calls}"
+            most = plan.frame["hold_usd"].sum()  # whatever earlier answers say of the next ones
             table.add_row(
                 condition,
                 f"{plan.input_tokens:,}",
-                amount(plan.cost_usd_upper, scale=CAP_USD),
+                amount(most, scale=CAP_USD),
                 amount(cap, scale=CAP_USD),
                 fitting,
             )
