@@ -2,7 +2,11 @@
 
     /v1/messages                      Anthropic's messages, streamed or not
     /v1/messages/count_tokens         Anthropic's counts
+    /v1/chat/completions              OpenAI's chat completions, streamed or not
+    /v1/responses                     OpenAI's responses, streamed or not
     /v1/responses/input_tokens        OpenAI's counts
+    /v1/embeddings                    OpenAI's embeddings
+    /v1/models                        OpenAI's list of models
 
 A count is the number of characters in the system prompt, messages, tools, `input` and `instructions`, and `OVERHEAD`: so the
 count of another content, or of half of it, is another number.
@@ -11,8 +15,9 @@ count of another content, or of half of it, is another number.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
-import random
+import re
 import select
 import socket
 import socketserver
@@ -21,65 +26,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
-from tokenbudget_lab import demo
+from tests.answers import OVERHEAD, Answer, Asked, Reply, Used, failed, on_the_wire, parted, tokens_of
+from tests.desk import Desk
 
-OVERHEAD = 7
-_READ = ("system", "messages", "tools", "input", "instructions")
-_KINDS = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    529: "overloaded_error",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request that reached the provider."""
-
-    path: str
-    headers: dict[str, str]
-    body: Any
-    at: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the provider does with one request; without a status it answers as it should.
-
-    Args:
-        status: of HTTP.
-        body: JSON, or bytes to be sent as they are; `None` is the right answer, or the error of that status.
-        headers: beside those of content.
-        after_s: how long it takes, in seconds.
-        drop: closes the connection without an answer, `hang up`, or in the midst of it, `cut`.
-    """
-
-    status: int = 200
-    body: Any = None
-    headers: dict[str, str] = field(default_factory=dict)
-    after_s: float = 0.0
-    drop: str | None = None
-
-
-def failed(status: int, message: str = "as the test wants it", retry_after: float | None = None) -> Answer:
-    """An error in the form of both protocols."""
-    error = {"type": _KINDS.get(status, "api_error"), "message": message, "code": None, "param": None}
-    headers = {} if retry_after is None else {"retry-after": f"{retry_after:g}"}
-    return Answer(status, {"type": "error", "error": error, "request_id": "req_test"}, headers)
-
-
-def tokens_of(body: dict[str, Any]) -> int:
-    """How many tokens this provider counts in a request."""
-    return OVERHEAD + sum(len(demo._text(body.get(part))) for part in _READ)
+__all__ = ["OVERHEAD", "Answer", "Asked", "Provider", "Used", "failed", "provider", "tokens_of"]
 
 
 class Provider:
@@ -87,9 +44,12 @@ class Provider:
 
     Attributes:
         url: the base URL for Anthropic's SDK; OpenAI's wants `/v1` behind it.
-        asked: the requests, in order of their arrival.
+        reply: what to answer to a request, or to a line of a batch, that the script says nothing of; `None` is as always.
+        asked: the requests, in order of their arrival; an uploaded form is its parts by name.
+        used: what the requests used that were answered in full.
+        broken: what those used whose answer was broken off.
         connections: how many were opened so far.
-        connected: how many are open.
+        open: those that are.
         at_work: requests that wait for their answer.
         most_at_work: the most there have been at the same time.
         hung_up: how many clients closed the connection while they waited.
@@ -97,24 +57,42 @@ class Provider:
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
-        self.connections = self.connected = self.at_work = self.most_at_work = self.hung_up = 0
-        self.lock = threading.Lock()
+        self.used: list[Used] = []
+        self.broken: list[Used] = []
+        self.reply: Callable[[Asked], Answer | None] | None = None
+        self.connections = self.at_work = self.most_at_work = self.hung_up = 0
+        self.lock = threading.RLock()
         self._script: deque[Answer] = deque()
         self._always = Answer()
         self._go_on = threading.Event()
         self._go_on.set()
+        self._closed = False
+        self.open: set[socket.socket] = set()
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="provider", daemon=True)
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._desk = Desk(self.url)
+
+    @property
+    def connected(self) -> int:
+        """How many connections are open."""
+        return len(self.open)
 
     def script(self, *answers: Answer) -> None:
         """Answer the next requests so, in this order."""
         self._script.extend(answers)
 
     def always(self, answer: Answer) -> None:
-        """Answer so whatever the script says nothing of."""
+        """Answer so whatever neither the script nor `reply` says anything of."""
         self._always = answer
+
+    def bytes_of(self, path: str, body: Any = None, answer: Answer | None = None, method: str = "POST") -> bytes:
+        """The body of the response, as it would be sent if this were the next request: `cut_at` counts in it."""
+        asked = Asked(path, {}, body, method=method)
+        with self.lock:
+            answer = answer or (self._script[0] if self._script else self._unscripted(asked))
+            return b"".join(on_the_wire(answer, self._right(copy.deepcopy(self._desk), asked, answer)))
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:
@@ -126,38 +104,60 @@ class Provider:
             self._go_on.set()
 
     def close(self) -> None:
-        """Go away: whoever connects is refused from now on."""
+        """Go away: whoever is connected is cut off, and whoever connects is refused from now on."""
+        self._closed = True
         self._go_on.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-    def next_answer(self) -> Answer:
-        """What the script says, else what is always said."""
         with self.lock:
-            return self._script.popleft() if self._script else self._always
+            for connection in self.open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def next_answer(self, asked: Asked) -> Answer:
+        """What the script says, else `reply`, else what is always said."""
+        with self.lock:
+            return self._script.popleft() if self._script else self._unscripted(asked)
+
+    def _unscripted(self, asked: Asked) -> Answer:
+        return (self.reply and self.reply(asked)) or self._always
+
+    def right(self, asked: Asked, answer: Answer) -> Reply:
+        """What is said to this request."""
+        with self.lock:
+            return self._right(self._desk, asked, answer)
+
+    def _right(self, desk: Desk, asked: Asked, answer: Answer) -> Reply:
+        if answer.body is not None:
+            return Reply(answer.body, status=answer.status)
+        if answer.status != 200:
+            error = failed(answer.status)
+            return Reply(error.body, status=answer.status)
+        return desk.answer(asked, answer)
 
     def waits(self, connection: socket.socket, seconds: float) -> bool:
-        """Let a request wait for its answer; false where the client hung up meanwhile."""
+        """Let a request wait for its answer; false where the client hung up meanwhile, or the provider did."""
         with self.lock:
             self.at_work += 1
             self.most_at_work = max(self.most_at_work, self.at_work)
         deadline, there = time.monotonic() + seconds, True
         try:
-            while there and (not self._go_on.is_set() or time.monotonic() < deadline):
+            while there and not self._closed and (not self._go_on.is_set() or time.monotonic() < deadline):
                 there = _is_there(connection, min(0.02, seconds) if self._go_on.is_set() else 0.02)
         finally:
             with self.lock:
                 self.at_work -= 1
                 self.hung_up += not there
-        return there
+        return there and not self._closed
 
 
 def _is_there(connection: socket.socket, seconds: float) -> bool:
     """Wait for a moment, or for the client to hang up: it says nothing else until it is answered."""
-    readable, _, _ = select.select([connection], [], [], seconds)
+    poll = select.poll()  # `select.select` knows the first 1,024 descriptors only
+    poll.register(connection, select.POLLIN)
     try:
-        return not readable or bool(connection.recv(1, socket.MSG_PEEK))
+        return not poll.poll(seconds * 1_000) or bool(connection.recv(1, socket.MSG_PEEK))
     except ConnectionError:
         return False
 
@@ -169,6 +169,14 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
         super().__init__(("127.0.0.1", 0), _Handler)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection: where it is to be reset, without the farewell that would pass for an end."""
+        lingers, _ = struct.unpack("ii", request.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+        if lingers:
+            self.close_request(request)
+        else:
+            super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), (ConnectionError, ValueError)):  # a client, or the server itself, hung up
@@ -185,65 +193,110 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         with self.server.provider.lock:
             self.server.provider.connections += 1
-            self.server.provider.connected += 1
+            self.server.provider.open.add(self.connection)
 
     def finish(self) -> None:
         with contextlib.suppress(ConnectionError):
             super().finish()
         with self.server.provider.lock:
-            self.server.provider.connected -= 1
+            self.server.provider.open.discard(self.connection)
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
     def do_POST(self) -> None:
         """Answer one request as the script says."""
-        provider, path = self.server.provider, self.path.partition("?")[0]
-        body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))))
+        provider, asked = self.server.provider, self._read()
         with provider.lock:
-            provider.asked.append(Asked(path, {name.lower(): value for name, value in self.headers.items()}, body))
-        answer = provider.next_answer()
+            provider.asked.append(asked)
+        answer = provider.next_answer(asked)
         if not provider.waits(self.connection, answer.after_s) or answer.drop == "hang up":
             self._hang_up()
-        elif answer.body is not None:
-            self._send(answer)
         else:
-            right = _right(path, body) if answer.status == 200 else failed(answer.status)
-            self._send(replace(answer, status=right.status, body=right.body, headers={**right.headers, **answer.headers}))
+            self._send(answer, provider.right(asked, answer))
 
-    def _send(self, answer: Answer) -> None:
-        data = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
-        self.send_response(answer.status)
-        headers = {"content-type": "application/json", "request-id": "req_test", **answer.headers}
-        for name, value in {**headers, "content-length": str(len(data))}.items():
+    def do_GET(self) -> None:
+        """The same."""
+        self.do_POST()
+
+    def do_DELETE(self) -> None:
+        """The same."""
+        self.do_POST()
+
+    def _read(self) -> Asked:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        path, _, query = self.path.partition("?")
+        data = self.rfile.read(int(headers.get("content-length", 0)))
+        kind = headers.get("content-type", "")
+        body = _form(kind, data) if kind.startswith("multipart/") else json.loads(data) if data else None
+        return Asked(path, headers, body, method=self.command, query=dict(parse_qsl(query)))
+
+    def _send(self, answer: Answer, reply: Reply) -> None:
+        """Send the head, and the body piece by piece: as much of it as the answer wants to be sent."""
+        whole = on_the_wire(answer, reply)
+        pieces = parted(whole, answer)
+        size, sent = sum(map(len, whole)), sum(map(len, pieces))
+        framing = answer.framing or ("length" if reply.events is None else "chunked")
+        self._head(answer, reply, framing, sent if answer.drop == "end" else size)
+        all_sent = self._send_pieces(answer, pieces, reply.used, chunked=framing == "chunked", full=reply.full and sent == size)
+        if not all_sent or (answer.leaves_off and answer.drop not in ("close", "end")):
+            self._hang_up()
+        elif answer.drop == "close" or framing == "close":
+            self.close_connection = True
+        elif framing == "chunked":
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _head(self, answer: Answer, reply: Reply, framing: str, size: int) -> None:
+        framed = {
+            "length": {"content-length": str(size)},
+            "chunked": {"transfer-encoding": "chunked"},
+            "close": {"connection": "close"},
+        }[framing]
+        encoded = {"content-encoding": answer.encoded} if answer.encoded else {}
+        usual = {"content-type": "application/json", "request-id": "req_test", "x-request-id": "req_test"}
+        self.send_response(reply.status)
+        for name, value in {**usual, **reply.headers, **encoded, **answer.headers, **framed}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data if answer.drop is None else data[: len(data) // 2])
-        if answer.drop is not None:
-            self.wfile.flush()
-            self._hang_up()
+
+    def _send_pieces(self, answer: Answer, pieces: list[bytes], used: Used | None, *, chunked: bool, full: bool) -> bool:
+        """Send a body; false where the client hung up meanwhile. What it used is kept before the client has all of it."""
+        provider, sent, left = self.server.provider, 0, len(pieces)
+        try:
+            for piece in (*pieces, b""):
+                wait = answer.stall_s if sent == answer.stall_at else answer.piece_s if sent and piece else 0.0
+                if sent or wait:  # the head leaves with what comes first
+                    self.wfile.flush()
+                if wait and not provider.waits(self.connection, wait):
+                    return False
+                left -= 1
+                if left == 0 and used is not None:
+                    (provider.used if full else provider.broken).append(used)
+                    used = None
+                sent += len(piece)
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked and piece else piece)
+        finally:
+            if used is not None:
+                provider.broken.append(used)
+        return True
 
     def _hang_up(self) -> None:
         with contextlib.suppress(OSError):  # a reset, so that nobody takes it for an end
+            self.wfile.flush()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
 
 
-def _right(path: str, body: dict[str, Any]) -> Answer:
-    if path == "/v1/messages/count_tokens":
-        return Answer(body={"input_tokens": tokens_of(body)})
-    if path == "/v1/responses/input_tokens":
-        return Answer(body={"object": "response.input_tokens", "input_tokens": tokens_of(body)})
-    if path != "/v1/messages":
-        return failed(404, f"there is no {path}")
-    reply = demo._reply(body, random.Random(0))
-    reply["usage"]["input_tokens"] = tokens_of(body)
-    return _streamed(reply) if body.get("stream") else Answer(body=reply)
-
-
-def _streamed(reply: dict[str, Any]) -> Answer:
-    said = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in demo._events(reply))
-    return Answer(body=said.encode(), headers={"content-type": "text/event-stream; charset=utf-8"})
+def _form(kind: str, data: bytes) -> dict[str, Any]:
+    """The parts of an upload by name: a file is its name and its bytes."""
+    boundary = b"--" + kind.partition("boundary=")[2].strip('"').encode()
+    parts: dict[str, Any] = {}
+    for part in data.split(boundary)[1:-1]:
+        head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        names = dict(re.findall(r'(\w+)="([^"]*)"', head.decode()))
+        content = content.removesuffix(b"\r\n")
+        parts[names["name"]] = (names["filename"], content) if "filename" in names else content.decode()
+    return parts
 
 
 @pytest.fixture
