@@ -17,6 +17,8 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.InvalidValue("usd", "is negative"), ["usd", "is negative"]),
     (errors.InvalidType("tokens", "'12' is str"), ["tokens", "'12' is str"]),
     (errors.NotEntered("touched too early"), ["touched too early"]),
+    (errors.NoBudget(), ["nothing was sent", "tbl.instrument(client, study)"]),
+    (errors.NotMetered("POST /v1/complete"), ["POST /v1/complete", "nothing was sent", "budget.record(usd=…)"]),
     (errors.WouldDeadlock("holds itself"), ["holds itself"]),
     (errors.Refused("refused"), ["refused"]),
     (

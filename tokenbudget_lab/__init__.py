@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .estimates import estimate as estimate
     from .frames import tag as tag
     from .handles import Budget as Budget
+    from .instrumenting import instrument as instrument
+    from .instrumenting import tagged as tagged
     from .ledger import Alert as Alert
     from .ledger import Verification as Verification
     from .limits import Limit as Limit
@@ -82,9 +84,11 @@ _HOMES = {
     "counter_for": "choosing",
     "estimate": "estimates",
     "demo_client": "demo",
+    "instrument": "instrumenting",
     "read_reply": "replies",
     "reprice": "repricing",
     "tag": "frames",
+    "tagged": "instrumenting",
     "worst_case": "pricing",
 }
 _ERRORS = (
@@ -110,9 +114,11 @@ _ERRORS = (
     "LedgerDamaged",
     "LedgerForked",
     "LedgerUnavailable",
+    "NoBudget",
     "NotALedger",
     "NotAdjustable",
     "NotEntered",
+    "NotMetered",
     "ParentMissing",
     "PriceUnknown",
     "QueryRefused",

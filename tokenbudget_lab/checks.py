@@ -10,7 +10,7 @@ from typing import Any
 from .errors import InvalidType, InvalidValue, redacted, told
 from .events import Tags
 
-MAX_TAGS, MAX_TAG_BYTES, MAX_TEXT = 32, 256, 1024
+MAX_TAGS, MAX_TAG_BYTES, MAX_TEXT, MAX_FACTS = 32, 256, 1024, 16
 MIN_TIMEOUT_S, MAX_TIMEOUT_S = 1.0, 48 * 3600.0
 
 
@@ -114,3 +114,32 @@ def _checked_tag(name: str, value: str) -> str:
     if len((text or "").encode()) > MAX_TAG_BYTES:
         raise InvalidValue(f"tags[{name!r}]", f"is longer than {MAX_TAG_BYTES} bytes")
     return text or ""
+
+
+def facts_of(facts: Mapping[str, str | float]) -> dict[str, str | float]:
+    """What an event is to remember beside its columns: at most 16 short texts and finite numbers, by name; keys are redacted.
+
+    Raises:
+        InvalidType: no mapping, or a value that is neither a text nor a number.
+        InvalidValue: too many, too long, or not finite.
+
+    Examples:
+        >>> facts_of({"latency_s": 1.2, "stop_reason": "end_turn"})
+        {'latency_s': 1.2, 'stop_reason': 'end_turn'}
+    """
+    if not isinstance(facts, Mapping):
+        raise InvalidType("facts", f"{told(facts)} is {type(facts).__name__}, not a mapping")
+    if len(facts) > MAX_FACTS:
+        raise InvalidValue("facts", f"{len(facts)} facts are given; {MAX_FACTS} is the most")
+    return {_tag("name", name): _fact(name, value) for name, value in facts.items()}
+
+
+def _fact(name: str, value: Any) -> str | float:
+    if isinstance(value, str):
+        return _tag(name, value)
+    if isinstance(value, bool) or type(value) not in (int, float):
+        raise InvalidType(f"facts[{name!r}]", f"{told(value)} is {type(value).__name__}, neither a text nor a number")
+    if not -(2**53) < value < 2**53:
+        raise InvalidValue(f"facts[{name!r}]", f"{told(value)} is not finite, or too large")
+    number: float = value
+    return number

@@ -62,6 +62,19 @@ def counter_for(
     return _maker(model)(model, given, {"ledger": ledger, "label": label})
 
 
+def local_counter_for(model: str) -> TokenCounter:
+    """The counter for a model that asks nobody: an entry point's, OpenAI's on this machine, else an estimate.
+
+    Examples:
+        >>> local_counter_for("claude-sonnet-5-5")
+        EstimationTokenCounter('claude-sonnet-5-5')
+    """
+    if point := _registered(model):
+        return _made(point, model, {})
+    made = _openai if _maker(model) is _openai else _estimation
+    return made(model, {}, {"ledger": None, "label": None})
+
+
 def _maker(model: str) -> Callable[[str, dict[str, Any], dict[str, Any]], TokenCounter]:
     bare = model.rsplit("/", 1)[-1].lower()
     if "claude" in bare:

@@ -227,6 +227,35 @@ class WindowFixed(Refused):
         )
 
 
+class NoBudget(TokenBudgetError, LookupError):
+    """An instrumented client was called where no budget is in force; nothing was sent."""
+
+    def _text(self) -> str:
+        return (
+            "no budget is in force here, so nothing was sent. Give the client one, tbl.instrument(client, study), or call it "
+            "inside `with study.use():`."
+        )
+
+
+class NotMetered(TokenBudgetError, NotImplementedError):
+    """An instrumented client was asked for something that costs money in a way that is not known here; nothing was sent.
+
+    Attributes:
+        what: the request.
+        why: what is not known of it.
+    """
+
+    def __init__(self, what: str, why: str = "what it costs is not known here") -> None:
+        super().__init__(what, why)
+        self.what, self.why = what, why
+
+    def _text(self) -> str:
+        return (
+            f"{self.what}: {self.why}, so nothing was sent. Call it on the client that you instrumented from, and count what "
+            "it cost: budget.record(usd=…)."
+        )
+
+
 class AmountMissing(Refused, ValueError):
     """A resource that is limited on the way up was not given, and nothing unknown is counted as zero.
 

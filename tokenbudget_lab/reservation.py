@@ -12,17 +12,18 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
-from .checks import seconds, text_of
+from .checks import facts_of, seconds, text_of
 from .commands import Command, Commit, Extend, GetEntry, Lose, Reserve, Rollback
 from .desk import Ticket
 from .errors import InvalidValue, LedgerUnavailable, NotEntered, shown
+from .events import to_detail
 from .limits import instant
 from .reported import Reported
 from .terms import UNSAID, Terms
@@ -209,6 +210,7 @@ class Reservation:
         requests: int | None = None,
         basis: Literal["measured", "estimated", "unknown"] = "measured",
         response_id: str | None = None,
+        facts: Mapping[str, str | float] | None = None,
     ) -> Receipt[Counted]:
         """Record what the call used and end the reservation.
 
@@ -220,6 +222,7 @@ class Reservation:
             requests: calls; as held where not given.
             basis: how the amounts are known; those of a reply that was broken off are `estimated` at best.
             response_id: the provider's id of the reply, to join with your own results; a whole reply has it.
+            facts: what else its event is to remember, under `call` in its `detail`: up to 16 short ones, such as `latency_s`.
 
         Returns:
             A receipt. A resource that is not given is counted as it was held, with basis `unknown`.
@@ -238,6 +241,7 @@ class Reservation:
             pico = priced if usd is None else pico
             tokens = used.tokens if tokens is None else tokens
             response_id = used.response_id if response_id is None else response_id
+        detail = with_facts(detail, facts)
         command = Commit(
             self._ledger.new_id(), self.id, pico, None if tokens is None else tokens_of("tokens", tokens),
             None if requests is None else tokens_of("requests", requests), basis_of(basis, used), *counts_of(used),
@@ -322,11 +326,11 @@ class Extending:
 class Reserving:
     """A reservation that was not asked for yet: enter it (`with`, `async with`) or await it."""
 
-    __slots__ = ("_arguments", "_asked", "_budget", "held")
+    __slots__ = ("_arguments", "_asked", "_budget", "_facts", "held")
 
-    def __init__(self, budget: Budget, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, budget: Budget, arguments: tuple[Any, ...], facts: Mapping[str, str | float] | None = None) -> None:
         self._asked = False
-        self._budget, self._arguments = budget, arguments
+        self._budget, self._arguments, self._facts = budget, arguments, facts
         self.held: Reservation | None = None
 
     def command(self) -> Reserve:
@@ -334,7 +338,8 @@ class Reserving:
         if self._asked:
             raise NotEntered("this reserve(...) was entered before; make a new one for a new call")
         self._asked = True
-        return self._budget.command(*self._arguments)
+        command = self._budget.command(*self._arguments)
+        return command if not self._facts else command._replace(detail=with_facts(command.detail, self._facts))
 
     def ask(self) -> Reservation:
         """Ask now and block until it is granted or refused."""
@@ -412,6 +417,13 @@ def _beside(failed: Exception, error: BaseException | None) -> None:
         raise failed
     error.add_note(f"tokenbudget: the reservation could not be ended: {failed}")
     log.warning("the reservation could not be ended: %s", failed)
+
+
+def with_facts(detail: str | None, facts: Mapping[str, str | float] | None) -> str | None:
+    """An event's detail, and under `call` what else it is to remember: apart from what decisions are made from."""
+    if not facts:
+        return detail
+    return to_detail(**(json.loads(detail) if detail else {}), call=facts_of(facts))
 
 
 def counts_of(reported: Reported | None) -> Counts:

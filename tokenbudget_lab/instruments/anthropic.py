@@ -1,0 +1,193 @@
+"""Anthropic's SDK through a budget, by the SDK's own middleware: one reservation for each HTTP attempt.
+
+The middleware stands innermost, so that what another one answers itself, or asks twice, is reserved as often as it is sent. An
+error that is raised here has no cause: the SDK looks for one that it retries along `__cause__`, and a refusal is not to be.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import anthropic
+import httpx2
+
+from ..attempts import Attempt
+from ..calls import Endpoint, received_of
+from ..errors import NotMetered, TokenBudgetError
+from ..metering import Meter
+from ..pieces import Settlement, read_by, reading_for
+from ..protocols.anthropic import MESSAGES
+
+AnyClient = anthropic.Anthropic | anthropic.AsyncAnthropic
+# What a POST does without asking a model. All others cost something, or may.
+_FREE = re.compile(
+    r"/v1/(?:messages/count_tokens|messages/batches/[^/]+/cancel|files|skills|organizations|user_profiles|vaults"
+    r"|memory_stores|environments|tunnels)(?:/|$)"
+)
+_NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
+
+
+class BudgetMiddleware(anthropic.Middleware):
+    """Reserves before an attempt is sent, and settles by what comes back.
+
+    Args:
+        meter: the budget, tags and policy.
+    """
+
+    def __init__(self, meter: Meter, *, warns: bool = False) -> None:
+        self.meter, self._warns = meter, warns
+
+    def handle(self, request: Any, call_next: Any) -> Any:
+        """One attempt of a sync client."""
+        self.meter.used = True
+        endpoint = _endpoint(request)
+        if endpoint is None:
+            return call_next(request)
+        try:
+            attempt = self.meter.attempt(endpoint.call(_body(request)), retries=request.retries_taken)
+        except TokenBudgetError as error:
+            raise error from None
+        try:
+            _ask(attempt)
+            response = call_next(request)
+        except BaseException as error:
+            _failed(attempt, error)
+            raise
+        return _answered(response, attempt, endpoint)
+
+    async def handle_async(self, request: Any, call_next: Any) -> Any:
+        """One attempt of an async client."""
+        self.meter.used = True
+        endpoint = _endpoint(request)
+        if endpoint is None:
+            return await call_next(request)
+        try:
+            attempt = await self.meter.attempt_async(endpoint.call(_body(request)), retries=request.retries_taken)
+        except TokenBudgetError as error:
+            raise error from None
+        try:
+            try:
+                await attempt.ask_async()
+            except TokenBudgetError as error:
+                raise error from None
+            response = await call_next(request)
+        except BaseException as error:
+            _failed(attempt, error)
+            raise
+        return _answered(response, attempt, endpoint)
+
+    def __repr__(self) -> str:
+        return f"BudgetMiddleware({self.meter!r})"
+
+    def __del__(self, finalizing: Any = sys.is_finalizing, warn: Any = warnings.warn) -> None:
+        meter = getattr(self, "meter", None)
+        if meter is not None and self._warns and not meter.used and not finalizing():
+            warn(
+                "an instrumented client was never called. tbl.instrument(client, …) returns a new client; the one that you "
+                "gave it is under no budget",
+                RuntimeWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+def instrument(client: AnyClient, meter: Meter) -> AnyClient:
+    """A client of the same type and with the same connections, whose calls count."""
+    return _with(client, BudgetMiddleware(meter, warns=True))
+
+
+def retagged(client: AnyClient, tags: Mapping[str, str]) -> AnyClient | None:
+    """The same client with more tags; `None` where it is under no budget."""
+    ours = next((each for each in client.middleware if isinstance(each, BudgetMiddleware)), None)
+    return None if ours is None else _with(client, BudgetMiddleware(ours.meter.tagged(tags)))
+
+
+def _with(client: AnyClient, middleware: BudgetMiddleware) -> AnyClient:
+    """Innermost, in the place of any other of ours."""
+    others = [each for each in client.middleware if not isinstance(each, BudgetMiddleware)]
+    return client.with_options(middleware=[*others, middleware])
+
+
+# --- an attempt --------------------------------------------------------------------------------------------------------------
+
+
+def _endpoint(request: Any) -> Endpoint | None:
+    """Where a request goes; `None` where that costs nothing.
+
+    Raises:
+        NotMetered: it costs something, and nobody here knows what.
+    """
+    path = request.url.partition("?")[0]
+    if request.method.lower() != "post" or _FREE.match(path):
+        return None
+    if path == "/v1/messages":
+        return MESSAGES
+    raise NotMetered(f"POST {path}")
+
+
+def _body(request: Any) -> Mapping[str, Any]:
+    body, more = request.json, request.options.extra_json
+    body = body if isinstance(body, Mapping) else {}
+    return {**body, **more} if more else body
+
+
+def _ask(attempt: Attempt) -> None:
+    try:
+        attempt.ask()
+    except TokenBudgetError as error:
+        raise error from None
+
+
+def _failed(attempt: Attempt, error: BaseException) -> None:
+    """No response came: settle by whether anything can have been sent."""
+    if attempt.sent and isinstance(error, Exception) and _never_sent(error):
+        attempt.refused()
+    else:
+        attempt.abandoned()
+
+
+def _never_sent(error: Exception) -> bool:
+    """Whether it happened before any byte was sent: while the request was made, or its connection."""
+    if isinstance(error, anthropic.APIConnectionError):
+        return isinstance(error.__cause__, _NEVER_SENT)
+    return not any(name == "send" and module.startswith("httpx2") for module, name in _frames(error.__traceback__))
+
+
+def _frames(where: TracebackType | None) -> list[tuple[str, str]]:
+    found = []
+    while where is not None:
+        frame = where.tb_frame
+        found.append((str(frame.f_globals.get("__name__", "")), frame.f_code.co_name))
+        where = where.tb_next
+    return found
+
+
+def _answered(response: Any, attempt: Attempt, endpoint: Endpoint) -> Any:
+    """Settle by the response, or by what will be read of it."""
+    if not isinstance(response, anthropic.APIResponse | anthropic.AsyncAPIResponse):
+        attempt.abandoned()  # another middleware made something of it: what was used is not known
+        return response
+    http = response.http_response
+    request_id = http.headers.get("request-id")
+    if request_id:
+        attempt.note(request_id=request_id)
+    if not attempt.answered(http.status_code):
+        return response
+    if http.is_closed or http.is_stream_consumed:
+        attempt.received(received_of(_json(http)))
+    else:
+        kind = http.headers.get("content-type", "")
+        read_by(httpx2, http, Settlement(attempt, reading_for(kind, endpoint.stream())))
+    return response
+
+
+def _json(http: Any) -> Any:
+    try:
+        return http.json()
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,228 @@
+"""A client's calls in a budget: what is held for each, and with which tags. Shared by all instruments.
+
+Its reader may rely on two things: nothing is granted whose input was not counted, and no word of a request outlives its
+counting here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from .attempts import Attempt
+from .calls import Call
+from .checks import tags_of
+from .choosing import local_counter_for
+from .counter import Count, TokenCounter
+from .errors import CountFailed, InvalidType, InvalidValue, NoBudget, told
+from .handles import Budget
+from .holding import USUAL_MOST, Held, Holds
+from .ledger import Ledger
+from .reservation import Receipt, Reserving
+
+EXPIRES_AFTER_S = 3_600.0  # a hold that nobody settles; a call that takes longer is counted late, and rightly
+OnExceeded = Literal["wait", "raise"]
+Hold = Literal["auto", "worst"]
+
+_holds: WeakKeyDictionary[Ledger, Holds] = WeakKeyDictionary()
+_holds_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a client's calls are held.
+
+    Attributes:
+        hold: `auto` or `worst`.
+        wait_s: how long a call stands in line; 0 where a refusal is raised at once.
+        counter: counts the input; the model's own local one where it is `None`.
+    """
+
+    hold: Hold = "auto"
+    wait_s: float = 600.0
+    counter: TokenCounter | None = None
+
+
+def policy_of(*, hold: Any, on_exceeded: Any, wait: Any, counter: Any) -> Policy:
+    """Check how calls are to be held.
+
+    Raises:
+        InvalidValue: a word that is none of those that are known, or a wait that is no duration.
+        InvalidType: a counter that is none.
+    """
+    if hold not in ("auto", "worst"):
+        raise InvalidValue("hold", f"{told(hold)} is neither 'auto' nor 'worst'")
+    if on_exceeded not in ("wait", "raise"):
+        raise InvalidValue("on_exceeded", f"{told(on_exceeded)} is neither 'wait' nor 'raise'")
+    if isinstance(wait, bool) or not isinstance(wait, int | float):
+        raise InvalidType("wait", f"{told(wait)} is {type(wait).__name__}, not seconds")
+    if not 0 <= wait <= 48 * 3600:
+        raise InvalidValue("wait", f"{told(wait)} s is not between 0 s and 48 h")
+    if counter is not None and not isinstance(counter, TokenCounter):
+        raise InvalidType("counter", f"{told(counter)} is {type(counter).__name__}, no TokenCounter")
+    return Policy(hold, float(wait) if on_exceeded == "wait" else 0.0, counter)
+
+
+class Meter:
+    """Opens calls in a budget.
+
+    Args:
+        budget: where they count; `None`: in that of the block they are made in.
+        tags: of every call.
+        policy: how they are held.
+        item_tags: of this call only; what is learned of answers does not depend on them.
+
+    Attributes:
+        used: a request went through it.
+    """
+
+    __slots__ = ("__weakref__", "_counters", "_pending", "budget", "item_tags", "policy", "tags", "used")
+
+    def __init__(
+        self,
+        budget: Budget | None,
+        tags: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
+        item_tags: Mapping[str, str] | None = None,
+    ) -> None:
+        if budget is not None and not isinstance(budget, Budget):
+            raise InvalidType("budget", f"{told(budget)} is {type(budget).__name__}, not a budget; make one: tbl.budget(…)")
+        self.budget, self.policy = budget, policy or Policy()
+        self.tags, self.item_tags = dict(tags_of(tags)), dict(tags_of(item_tags))
+        self.used = False
+        self._counters: dict[str, TokenCounter] = {}
+        self._pending: deque[Receipt[Any]] = deque()
+
+    def tagged(self, tags: Mapping[str, str]) -> Meter:
+        """The same with more tags."""
+        self.used = True
+        meter = Meter(self.budget, self.tags, self.policy, {**self.item_tags, **tags})
+        meter._counters, meter._pending, meter.used = self._counters, self._pending, True
+        return meter
+
+    # --- opening -----------------------------------------------------------------------------------------------------------
+
+    def attempt(self, call: Call, *, retries: int = 0) -> Attempt:
+        """Count a call, and be ready to ask for it.
+
+        Raises:
+            NoBudget: there is none in which it could count.
+            CountFailed: its input cannot be counted.
+        """
+        budget, tags = self._scope()
+        holds = holds_of(budget.ledger)
+        if self.policy.hold == "auto" and not holds.is_known(call.model, tags):
+            holds.read(call.model, tags)
+        counter = self.policy.counter or self._local(call.model)
+        parts = [counter.count_sync(content, **more) for content, more in _counted_parts(call)]
+        return self._ready(call, parts, budget, tags, retries)
+
+    async def attempt_async(self, call: Call, *, retries: int = 0) -> Attempt:
+        """The same in async code."""
+        budget, tags = self._scope()
+        holds = holds_of(budget.ledger)
+        if self.policy.hold == "auto" and not holds.is_known(call.model, tags):
+            await asyncio.to_thread(holds.read, call.model, tags)
+        if self.policy.counter is None:  # a local one, which asks nobody
+            local = self._local(call.model)
+            parts = [local.count_sync(content, **more) for content, more in _counted_parts(call)]
+        else:
+            parts = [await self.policy.counter.count(content, **more) for content, more in _counted_parts(call)]
+        return self._ready(call, parts, budget, tags, retries)
+
+    def _scope(self) -> tuple[Budget, dict[str, str]]:
+        """Where a call counts now, and what its tags are."""
+        self._tell()
+        if self.budget is None:
+            raise NoBudget
+        return self.budget, self.tags
+
+    def _local(self, model: str) -> TokenCounter:
+        counter = self._counters.get(model)
+        if counter is None:
+            counter = self._counters[model] = local_counter_for(model)
+        return counter
+
+    def _ready(self, call: Call, parts: list[Count], budget: Budget, tags: dict[str, str], retries: int) -> Attempt:
+        counted = _sum(parts, call.known_tokens + _followed(call, budget.ledger))
+        reserving, holds = self._reserving(call, counted, budget, tags, retries), holds_of(budget.ledger)
+        return Attempt(call, reserving, counted, handed_in=self._pending.append, learn=partial(holds.learn, call.model, tags))
+
+    def _reserving(self, call: Call, counted: Count, budget: Budget, tags: Mapping[str, str], retries: int) -> Reserving:
+        most = USUAL_MOST if call.most_output_tokens is None else call.most_output_tokens
+        held = Held(most, "worst")
+        if self.policy.hold == "auto" and most:
+            held = holds_of(budget.ledger).auto(call.model, tags, most)
+        facts: dict[str, str | float] = {"hold": held.how, "counted_by": counted.method[:120]}
+        if call.most_output_tokens is None:
+            facts["no_maximum"] = "8192 output tokens taken"
+        if retries:
+            facts["attempt"] = retries + 1
+        arguments = (
+            None, None, None, call.model, counted, held.tokens * call.answers, call.terms, EXPIRES_AFTER_S,
+            self.policy.wait_s, None, {**tags, **self.item_tags}, "count",
+        )  # fmt: skip
+        return Reserving(budget, arguments, facts)
+
+    def _tell(self) -> None:
+        """Raise what went wrong with calls that were settled before, and tell of their alerts."""
+        pending = self._pending
+        while pending and pending[0].done:
+            try:
+                receipt = pending.popleft()
+            except IndexError:  # another thread was faster
+                return
+            receipt.result()
+
+
+def holds_of(ledger: Ledger) -> Holds:
+    """What a ledger teaches of the lengths of answers."""
+    with _holds_lock:
+        holds = _holds.get(ledger)
+        if holds is None:
+            holds = _holds[ledger] = Holds(ledger)
+        return holds
+
+
+# --- counting ----------------------------------------------------------------------------------------------------------------
+
+
+def _counted_parts(call: Call) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The parts of a call's input, as counters take them."""
+    if call.content or call.system or call.tools:
+        yield call.content or [], {"tools": call.tools, "system": call.system}
+    for text in call.beside:
+        yield text, {}
+
+
+def _sum(parts: list[Count], known: int) -> Count:
+    if len(parts) == 1 and not known:
+        return parts[0]
+    tokens, upper = sum(part.tokens for part in parts) + known, sum(part.upper for part in parts) + known
+    exact = all(part.exact for part in parts)
+    margin = 0.0 if exact or not tokens else (upper - tokens) / tokens
+    return Count(tokens, exact=exact, method=parts[0].method if parts else "given as tokens", margin=margin)
+
+
+def _followed(call: Call, ledger: Ledger) -> int:
+    """Tokens of an earlier reply and its request, which the model reads again; the ledger knows them by the reply's id.
+
+    Raises:
+        CountFailed: it does not.
+    """
+    if call.follows is None:
+        return 0
+    found = ledger.sql(  # type: ignore[attr-defined] # a ledger with frames
+        "select sum(tokens) as tokens from calls where response_id = $id", id=call.follows
+    )
+    tokens = found["tokens"][0] if found.height else None
+    if tokens is None:
+        reason = f"this ledger has no reply {told(call.follows)}, so what the model reads again is not known; send the messages"
+        raise CountFailed("previous_response_id", reason)
+    return int(tokens)

@@ -1,0 +1,1 @@
+"""What providers' requests and replies say: one module for each protocol."""
