@@ -74,6 +74,14 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """How a line of a batch ended, and what was said to it."""
+
+    ends: str
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the provider does with one request; without a status it answers as it should.
 

@@ -2,11 +2,15 @@
 
     /v1/messages                      Anthropic's messages, streamed or not
     /v1/messages/count_tokens         Anthropic's counts
+    /v1/messages/batches              Anthropic's batches
     /v1/chat/completions              OpenAI's chat completions, streamed or not
     /v1/responses                     OpenAI's responses, streamed or not
     /v1/responses/input_tokens        OpenAI's counts
     /v1/embeddings                    OpenAI's embeddings
+    /v1/files, /v1/batches            OpenAI's batches, and the files that they read and write
     /v1/models                        OpenAI's list of models
+
+`python -m tests.provider` serves until its standard input ends: what is measured then has the interpreter to itself.
 
 A count is the number of characters in the system prompt, messages, tools, `input` and `instructions`, and `OVERHEAD`: so the
 count of another content, or of half of it, is another number.
@@ -22,12 +26,14 @@ import select
 import socket
 import socketserver
 import struct
+import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -36,7 +42,7 @@ import pytest
 from tests.answers import OVERHEAD, Answer, Asked, Reply, Used, failed, on_the_wire, parted, tokens_of
 from tests.desk import Desk
 
-__all__ = ["OVERHEAD", "Answer", "Asked", "Provider", "Used", "failed", "provider", "tokens_of"]
+__all__ = ["OVERHEAD", "Answer", "Asked", "Provider", "Used", "apart", "failed", "provider", "tokens_of"]
 
 
 class Provider:
@@ -46,7 +52,7 @@ class Provider:
         url: the base URL for Anthropic's SDK; OpenAI's wants `/v1` behind it.
         reply: what to answer to a request, or to a line of a batch, that the script says nothing of; `None` is as always.
         asked: the requests, in order of their arrival; an uploaded form is its parts by name.
-        used: what the requests used that were answered in full.
+        used: what the requests used that were answered in full, and the lines of batches when these end.
         broken: what those used whose answer was broken off.
         connections: how many were opened so far.
         open: those that are.
@@ -92,7 +98,17 @@ class Provider:
         asked = Asked(path, {}, body, method=method)
         with self.lock:
             answer = answer or (self._script[0] if self._script else self._unscripted(asked))
-            return b"".join(on_the_wire(answer, self._right(copy.deepcopy(self._desk), asked, answer)))
+            return b"".join(on_the_wire(answer, copy.deepcopy(self._desk).answer(asked, answer, self._told)))
+
+    def batches_take(self, looks: int | None) -> None:
+        """How many looks at a batch see it at work before it ends; with `None`, it ends when it is finished or cancelled."""
+        self._desk.looks = looks
+
+    def finish(self, batch_id: str, ends: str = "succeeded") -> None:
+        """End a batch now: so ends every line of which `reply` does not say otherwise."""
+        with self.lock:
+            self._desk.finish(batch_id, ends, self._told)
+            self._bill()
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:
@@ -120,21 +136,22 @@ class Provider:
         with self.lock:
             return self._script.popleft() if self._script else self._unscripted(asked)
 
+    def _told(self, asked: Asked) -> Answer | None:
+        return self.reply(asked) if self.reply is not None else None
+
     def _unscripted(self, asked: Asked) -> Answer:
-        return (self.reply and self.reply(asked)) or self._always
+        return self._told(asked) or self._always
 
     def right(self, asked: Asked, answer: Answer) -> Reply:
         """What is said to this request."""
         with self.lock:
-            return self._right(self._desk, asked, answer)
+            reply = self._desk.answer(asked, answer, self._told)
+            self._bill()
+            return reply
 
-    def _right(self, desk: Desk, asked: Asked, answer: Answer) -> Reply:
-        if answer.body is not None:
-            return Reply(answer.body, status=answer.status)
-        if answer.status != 200:
-            error = failed(answer.status)
-            return Reply(error.body, status=answer.status)
-        return desk.answer(asked, answer)
+    def _bill(self) -> None:
+        self.used += self._desk.billed
+        self._desk.billed.clear()
 
     def waits(self, connection: socket.socket, seconds: float) -> bool:
         """Let a request wait for its answer; false where the client hung up meanwhile, or the provider did."""
@@ -299,6 +316,19 @@ def _form(kind: str, data: bytes) -> dict[str, Any]:
     return parts
 
 
+@contextlib.contextmanager
+def apart(after_s: float = 0.0) -> Iterator[str]:
+    """A provider in a process of its own, for what is measured here; its URL."""
+    command = [sys.executable, "-m", "tests.provider", str(after_s)]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+    assert process.returncode == 0
+
+
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
     """A provider that both SDKs find in the environment, with a key for it."""
@@ -310,3 +340,16 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
         monkeypatch.delenv(name, raising=False)
     yield provider
     provider.close()
+
+
+def _serve(after_s: float) -> None:
+    served = Provider()
+    served.always(Answer(after_s=after_s))
+    sys.stdout.write(f"{served.url}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    served.close()
+
+
+if __name__ == "__main__":
+    _serve(float((*sys.argv[1:], "0")[0]))

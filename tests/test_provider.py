@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from typing import Any
 
 import anthropic
+import httpx2
 import openai
 import pytest
 
 from tests.processes import until
-from tests.provider import OVERHEAD, Answer, Provider, failed
+from tests.provider import OVERHEAD, Answer, Provider, apart, failed
 
 CLAUDE, GPT = "claude-sonnet-5-5", "gpt-6-mini"
 
@@ -63,3 +67,34 @@ def test_it_counts_connections_and_knows_who_hung_up(provider: Provider) -> None
         until(lambda: provider.hung_up == 1)
     until(lambda: provider.connected == 0)
     assert (provider.most_at_work, provider.at_work) == (1, 0)
+
+
+def test_it_holds_two_hundred_requests_at_the_same_time(provider: Provider) -> None:
+    """With a thread for each, and none of them left when it goes away."""
+    ask = {"model": CLAUDE, "max_tokens": 5, "messages": [{"role": "user", "content": "a"}]}
+
+    async def many() -> list[int]:
+        limits = httpx2.Limits(max_connections=200)
+        async with httpx2.AsyncClient(timeout=30.0, limits=limits, trust_env=False) as http:
+            said = [http.post(f"{provider.url}/v1/messages", json=ask) for _ in range(400)]
+            with provider.holding():
+                tasks = asyncio.gather(*said)
+                await asyncio.to_thread(until, lambda: provider.at_work == 200)
+            return [response.status_code for response in await tasks]
+
+    before = threading.active_count()
+    provider.always(Answer(after_s=0.02))
+    assert asyncio.run(many()) == [200] * 400
+    assert provider.most_at_work == 200
+    assert len({used.id for used in provider.used}) == 400
+    until(lambda: threading.active_count() <= before)
+
+
+def test_it_serves_from_a_process_of_its_own() -> None:
+    with apart(after_s=0.05) as url, anthropic.Anthropic(base_url=url, api_key="test-key") as client:
+        start = time.monotonic()
+        said = client.messages.create(model=CLAUDE, max_tokens=5, messages=[{"role": "user", "content": "How much?"}])
+        assert said.usage.input_tokens == 9 + OVERHEAD
+        assert time.monotonic() - start >= 0.05
+    with pytest.raises(httpx2.ConnectError), httpx2.Client(trust_env=False) as http:
+        http.get(url)
