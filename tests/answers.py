@@ -97,7 +97,7 @@ class Answer:
         usage: counts laid over the right ones, also inside details; `...` leaves a name out.
         begun: the same for the usage at the start of Anthropic's stream.
         stop_reason: in the protocol's own words. Of `/v1/responses`: `max_output_tokens`, `content_filter` or `failed`.
-        fields: laid over the reply, such as `model` or `service_tier`.
+        fields: laid over the reply, such as `model` or `service_tier`; `{"usage": ...}` is a reply that does not say its usage.
         ends: how a line of a batch ends: `succeeded`, also when the batch is cancelled, `errored`, `canceled` or `expired`.
         cut_at: leave off after so many bytes of the body as it is sent; without it, after half of them.
         stall_at: stand still after so many bytes of the body ...

@@ -26,8 +26,8 @@ def messages(asked: Asked, answer: Answer, new_id: Callable[[str], str]) -> Repl
     body = asked.body
     if missing := [name for name in ("model", "messages", "max_tokens") if not body.get(name)]:
         return refused(400, f"{missing[0]}: Field required")
-    reply = _message(asked, answer, new_id)
-    usage = reply["usage"]
+    full = _message(asked, answer, new_id)
+    reply, usage = laid_over(full, answer.fields), full["usage"]
     terms = {name: usage[name] for name in _TERMS if usage.get(name) is not None}
     batch = {"batch": True} if asked.custom_id is not None else {}
     used = Used(asked.path, asked.custom_id or reply["id"], reply["model"], usage, {**terms, **batch})
@@ -45,7 +45,7 @@ def _message(asked: Asked, answer: Answer, new_id: Callable[[str], str]) -> dict
     body = asked.body
     blocks, tokens, whole = spoken(answer, body["messages"], body["max_tokens"])
     called = any(block["type"] == "tool_use" for block in blocks)
-    reply = {
+    return {
         "id": new_id("msg"),
         "type": "message",
         "role": "assistant",
@@ -55,7 +55,6 @@ def _message(asked: Asked, answer: Answer, new_id: Callable[[str], str]) -> dict
         "stop_sequence": None,
         "usage": _usage(asked, answer, tokens),
     }
-    return laid_over(reply, answer.fields)
 
 
 def _usage(asked: Asked, answer: Answer, tokens: int) -> dict[str, Any]:
@@ -74,10 +73,12 @@ def _usage(asked: Asked, answer: Answer, tokens: int) -> dict[str, Any]:
 
 
 def _events(reply: dict[str, Any], answer: Answer) -> Iterator[dict[str, Any]]:
-    usage = reply["usage"]
+    usage = reply.get("usage") or {}
     details = ("output_tokens_details", "server_tool_use", "iterations")  # nothing of these has come about yet
     first = {name: value for name, value in {**usage, "output_tokens": 1}.items() if name not in details}
-    begun = {**reply, "content": [], "stop_reason": None, "stop_sequence": None, "usage": laid_over(first, answer.begun)}
+    begun = {**reply, "content": [], "stop_reason": None, "stop_sequence": None}
+    if "usage" in reply:
+        begun["usage"] = laid_over(first, answer.begun) if usage else reply["usage"]
     yield {"type": "message_start", "message": begun}
     for index, block in enumerate(reply["content"]):
         empty, deltas = _deltas(block)
@@ -88,7 +89,8 @@ def _events(reply: dict[str, Any], answer: Answer) -> Iterator[dict[str, Any]]:
             yield {"type": "content_block_delta", "index": index, "delta": delta}
         yield {"type": "content_block_stop", "index": index}
     delta = {name: reply[name] for name in ("stop_reason", "stop_sequence", "stop_details") if name in reply}
-    yield {"type": "message_delta", "delta": delta, "usage": {name: usage[name] for name in _CUMULATIVE if name in usage}}
+    last = {name: usage[name] for name in _CUMULATIVE if name in usage}
+    yield {"type": "message_delta", "delta": delta, **({"usage": last} if last else {})}
     yield {"type": "message_stop"}
 
 

@@ -15,11 +15,11 @@ _TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}  # else `d
 _ERROR = {"message": "The server had an error while processing your request.", "type": "server_error", "param": None}
 
 
-def _used(asked: Asked, reply: dict[str, Any]) -> Used:
+def _used(asked: Asked, reply: dict[str, Any], usage: dict[str, Any]) -> Used:
     tier = {"service_tier": reply["service_tier"]} if reply.get("service_tier") else {}
     batch = {"batch": True} if asked.custom_id is not None else {}
     id = asked.custom_id or reply.get("id", "")
-    return Used(asked.path, id, reply["model"], reply["usage"], {**tier, **batch})
+    return Used(asked.path, id, reply["model"], usage, {**tier, **batch})
 
 
 def _tier(body: dict[str, Any]) -> str:
@@ -73,15 +73,17 @@ def chat(asked: Asked, answer: Answer, new_id: Callable[[str], str], now: int) -
         "service_tier": _tier(body),
         "system_fingerprint": "fp_test",
     }
+    usage = reply["usage"]
     reply = laid_over(reply, answer.fields)
+    used = _used(asked, reply, usage)
     if not body.get("stream"):
-        return Reply(reply, used=_used(asked, reply))
+        return Reply(reply, used=used)
     wanted = bool((body.get("stream_options") or {}).get("include_usage"))
     chunks = [event(chunk) for chunk in _chunks(reply, wanted=wanted)]
     if answer.error_after is not None:
         events = (*chunks[: answer.error_after], event({"error": {**_ERROR, "code": None}}))
-        return Reply(events=events, headers=SSE, used=_used(asked, reply), full=False)
-    return Reply(events=(*chunks, b"data: [DONE]\n\n"), headers=SSE, used=_used(asked, reply))
+        return Reply(events=events, headers=SSE, used=used, full=False)
+    return Reply(events=(*chunks, b"data: [DONE]\n\n"), headers=SSE, used=used)
 
 
 def _call(block: dict[str, Any], new_id: Callable[[str], str]) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _chunks(reply: dict[str, Any], *, wanted: bool) -> Iterator[dict[str, Any]]:
             yield {**same, "choices": [_part(choice["index"], delta, None)], **none}
     for choice in reply["choices"]:
         yield {**same, "choices": [_part(choice["index"], {}, choice["finish_reason"])], **none}
-    if wanted:
+    if wanted and "usage" in reply:
         yield {**same, "choices": [], "usage": reply["usage"]}
 
 
@@ -126,8 +128,9 @@ def responses(asked: Asked, answer: Answer, new_id: Callable[[str], str], now: i
     body = asked.body
     if not body.get("model") or "input" not in body:
         return refused(400, "you must provide a model and an input")
-    reply = laid_over(_response(body, answer, new_id, now), answer.fields)
-    used = _used(asked, reply) if reply["usage"] is not None else None
+    full = _response(body, answer, new_id, now)
+    reply = laid_over(full, answer.fields)
+    used = _used(asked, reply, full["usage"]) if full["usage"] is not None else None
     if not body.get("stream"):
         return Reply(reply, used=used)
     events = list(_response_events(reply, body))
@@ -232,7 +235,7 @@ def embeddings(asked: Asked, answer: Answer) -> Reply:
     said = packed if body.get("encoding_format") == "base64" else vector
     data = [{"object": "embedding", "index": index, "embedding": said} for index in range(len(inputs))]
     reply = laid_over({"object": "list", "data": data, "model": body["model"], "usage": usage}, answer.fields)
-    return Reply(reply, used=_used(asked, reply))
+    return Reply(reply, used=_used(asked, reply, usage))
 
 
 def models(asked: Asked, names: tuple[str, ...], now: int) -> Reply:

@@ -95,7 +95,8 @@ class Provider:
 
     def bytes_of(self, path: str, body: Any = None, answer: Answer | None = None, method: str = "POST") -> bytes:
         """The body of the response, as it would be sent if this were the next request: `cut_at` counts in it."""
-        asked = Asked(path, {}, body, method=method)
+        path, _, query = path.partition("?")
+        asked = Asked(path, {}, body, method=method, query=dict(parse_qsl(query)))
         with self.lock:
             answer = answer or (self._script[0] if self._script else self._unscripted(asked))
             return b"".join(on_the_wire(answer, copy.deepcopy(self._desk).answer(asked, answer, self._told)))

@@ -118,7 +118,7 @@ def test_framing_and_encoding_change_nothing(provider: Provider, path: str, fram
 def test_an_answer_that_stalls_runs_into_the_clients_timeout(provider: Provider, path: str) -> None:
     """At the start, in the midst, and where only the end is missing; the provider sees who hung up."""
     body, path = BODIES[path], path.partition("?")[0]
-    with httpx2.Client(timeout=0.15, trust_env=False) as http:
+    with httpx2.Client(timeout=0.4, trust_env=False) as http:
         size = len(provider.bytes_of(path, body))
         for place in (0, size // 2, size):
             provider.script(Answer(stall_at=place, framing="chunked"))

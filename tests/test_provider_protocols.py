@@ -220,3 +220,20 @@ def test_a_hook_answers_by_what_was_asked(provider: Provider) -> None:
     provider.always(Answer(text="Always."))
     said = [claude("at once", metadata={"user_id": user}).content[0].text for user in ("1", "1", "2")]
     assert said == ["Scripted.", "One.", "Always."]
+
+
+@pytest.mark.parametrize("way", ["at once", "async"])
+def test_a_reply_may_say_another_model_and_no_usage(provider: Provider, way: str) -> None:
+    """What it used is known all the same."""
+    provider.always(Answer(fields={"usage": ..., "model": "another"}))
+    for said in (claude(way), chat(way), responded(way)):
+        assert (said.model, getattr(said, "usage", None)) == ("another", None)
+    with openai.OpenAI() as client:
+        chunks = list(client.chat.completions.create(model=GPT, messages=ASK, stream=True))
+        events = list(client.responses.create(model=GPT, input="How much?", stream=True))
+    with anthropic.Anthropic() as client:
+        started, *_ = client.messages.create(model=CLAUDE, max_tokens=9, messages=ASK, stream=True)
+    assert (chunks[-1].usage, events[-1].to_dict()["response"].get("usage")) == (None, None)  # type: ignore[attr-defined]
+    assert "usage" not in started.to_dict()["message"]  # type: ignore[operator]
+    assert [used.model for used in provider.used] == ["another"] * 6
+    assert all(used.usage for used in provider.used)
