@@ -374,3 +374,27 @@ def test_a_wrong_argument_is_named(study: tbl.Budget, wrong: dict[str, Any]) -> 
 def test_what_is_no_client_is_refused(study: tbl.Budget, client: Any) -> None:
     with pytest.raises(tbl.InvalidType, match="not known here"):
         tbl.instrument(client, study)
+
+
+def test_whoever_makes_the_client_can_put_it_under_a_budget(study: tbl.Budget, plain: Plain, log: Any) -> None:
+    ask(plain(middleware=[study.middleware(tags={"arm": "b"}, hold="worst")]))
+    assert dict(log.last("reserved").tags) == {"arm": "b"}
+    assert settled(log, 1)[0].basis == "measured"
+
+
+def test_a_middleware_that_answers_itself_costs_nothing(study: tbl.Budget, plain: Plain, log: Any, provider: Provider) -> None:
+    """Ours stands innermost: what does not get there is not sent."""
+    kept = anthropic.types.Message.model_construct(id="kept")
+    client = tbl.instrument(plain(middleware=[lambda request, call_next: kept]), study)
+    assert ask(client) is kept
+    assert "reserved" not in log.kinds
+    client.with_options(middleware=client.middleware[1:]).messages.count_tokens(model=MODEL, messages=ASK)
+
+
+def test_what_another_middleware_asks_twice_is_reserved_twice(study: tbl.Budget, plain: Plain, log: Any) -> None:
+    def twice(request: Any, call_next: Any) -> Any:
+        call_next(request)
+        return call_next(request)
+
+    ask(tbl.instrument(plain(middleware=[twice]), study))
+    assert [event.kind for event in settled(log, 2)] == ["committed", "committed"]

@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, Literal
 
@@ -41,7 +40,20 @@ class Attempt:
         sent: it may have reached the provider.
     """
 
-    __slots__ = ("_begun", "_handed_in", "_learn", "_lock", "_open", "_reserving", "call", "counted", "facts", "sent")
+    __slots__ = (
+        "_answers",
+        "_begun",
+        "_counted",
+        "_handed_in",
+        "_learn",
+        "_lock",
+        "_most",
+        "_open",
+        "_reserving",
+        "facts",
+        "model",
+        "sent",
+    )
 
     def __init__(
         self,
@@ -53,8 +65,8 @@ class Attempt:
         learn: Callable[[int], None],
     ) -> None:
         self._reserving, self._handed_in, self._learn = reserving, handed_in, learn
-        self.call = replace(call, content=None, tools=None, system=None, beside=())  # its words have been counted
-        self.counted = counted
+        self.model, self._answers, self._most = call.model, call.answers, call.most_output_tokens  # its words stay behind
+        self._counted = counted.upper
         self._lock, self._open, self._begun = threading.Lock(), True, 0.0
         self.sent = False
         self.facts: dict[str, str | float] = {}
@@ -121,12 +133,12 @@ class Attempt:
         usage, terms = reported.usage, reported.terms
         self.note(stop_reason=stop_reason, service_tier="batch" if terms.batch else terms.tier)
         self._commit(reported, "measured", reported.response_id)
-        if reported.finished and self.call.answers == 1 and self.call.most_output_tokens != 0:
+        if reported.finished and self._answers == 1 and self._most != 0:
             self._learn(usage.output_tokens)
 
     def _broken(self, received: Received) -> None:
         """It ended too early: count what has come, or the whole hold where that says too little or is less."""
-        written = local_counter_for(self.call.model).count_sync(received.text).upper if received.text else 0
+        written = local_counter_for(self.model).count_sync(received.text).upper if received.text else 0
         written = max(written, received.output_tokens)
         usage = self._usage_until(received, written)
         if usage is None or (received.unseen and not self._is_above_hold(usage)):
@@ -146,7 +158,7 @@ class Attempt:
             return told_usage
         if not written:
             return None
-        return Usage(self.counted.upper, written)
+        return Usage(self._counted, written)
 
     def _is_above_hold(self, usage: Usage) -> bool:
         return self._held.tokens is not None and usage.tokens > self._held.tokens

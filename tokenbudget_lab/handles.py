@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
@@ -286,6 +287,28 @@ class Budget:
             )
         )
         return self.balance
+
+    def middleware(
+        self,
+        *,
+        tags: Mapping[str, str] | None = None,
+        hold: Literal["auto", "worst"] = "auto",
+        on_exceeded: Literal["wait", "raise"] = "wait",
+        wait: float = 600.0,
+        counter: Any = None,
+    ) -> Any:
+        """What puts a client of Anthropic's SDK under this budget, for whoever makes the client; takes what `instrument` takes.
+
+        Examples:
+            >>> import anthropic
+            >>> import tokenbudget_lab as tbl
+            >>> with tbl.connect(":memory:") as ledger:
+            ...     study = ledger.budget("study", usd=1)
+            ...     client = anthropic.Anthropic(api_key="none", middleware=[study.middleware(tags={"arm": "b"})])
+        """
+        # By its name: the SDK's side is above this file, and is loaded when somebody asks for it.
+        made = importlib.import_module(".instrumenting", __package__)
+        return made.middleware(self, tags=tags, hold=hold, on_exceeded=on_exceeded, wait=wait, counter=counter)
 
     def close(self) -> Self:
         """Take no new reservations here and below; calls in flight end normally, the history stays."""

@@ -81,6 +81,12 @@ def instrument(
     return cast("C", _way(client).instrument(client, meter))
 
 
+def middleware(budget: Budget, *, tags: Mapping[str, str] | None, **policy: Any) -> Any:
+    """What `Budget.middleware` gives."""
+    ways: Any = importlib.import_module(".instruments.anthropic", __package__)
+    return ways.BudgetMiddleware(Meter(budget, tags, policy_of(**policy)))
+
+
 def tagged(client: C, **tags: str) -> C:
     """The same client with more labels on its calls: cheap enough for one per call, and safe in threads.
 

@@ -423,7 +423,8 @@ def with_facts(detail: str | None, facts: Mapping[str, str | float] | None) -> s
     """An event's detail, and under `call` what else it is to remember: apart from what decisions are made from."""
     if not facts:
         return detail
-    return to_detail(**(json.loads(detail) if detail else {}), call=facts_of(facts))
+    more = to_detail(call=facts_of(facts))
+    return more if detail is None or detail == "{}" else f"{more[:-1]},{detail[1:]}"
 
 
 def counts_of(reported: Reported | None) -> Counts:

@@ -169,7 +169,12 @@ def reader(reported: Any) -> Any:
     def get(*names: str) -> Any:
         value = reported
         for name in names:
-            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+            if type(value) is dict or isinstance(value, Mapping):  # the first is nearly always so, and is found out sooner
+                value = value.get(name)
+            elif value is None:
+                return None
+            else:
+                value = getattr(value, name, None)
         return value
 
     return get
