@@ -398,3 +398,20 @@ def test_what_another_middleware_asks_twice_is_reserved_twice(study: tbl.Budget,
 
     ask(tbl.instrument(plain(middleware=[twice]), study))
     assert [event.kind for event in settled(log, 2)] == ["committed", "committed"]
+
+
+@pytest.mark.parametrize(("control", "times"), [({"type": "ephemeral"}, "1.25"), ({"type": "ephemeral", "ttl": "1h"}, "2")])
+def test_what_is_to_be_cached_is_held_at_the_price_of_writing_it(
+    client: Any, log: Any, control: dict[str, str], times: str
+) -> None:
+    """Writing a prompt to the cache costs more than reading it once; the answer costs what it did."""
+    words = "What is a budget? " * 50
+    ask(client, messages=[{"role": "user", "content": [{"type": "text", "text": words}]}], max_tokens=1)
+    ask(
+        client,
+        messages=[{"role": "user", "content": [{"type": "text", "text": words, "cache_control": control}]}],
+        max_tokens=1,
+    )
+    plain, cached = (event for event in log.events if event.kind == "reserved")
+    answer = 10 * 10**6  # of one token, in pico-dollars
+    assert Decimal(cached.held_usd - answer) == (plain.held_usd - answer) * Decimal(times)

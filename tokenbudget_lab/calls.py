@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .errors import InvalidType, InvalidValue, told
 from .reported import Reported
@@ -33,6 +33,7 @@ class Call:
         most_output_tokens: as the request limits an answer; `None` where it does not, 0 where there is none.
         answers: how many are asked for at once.
         terms: batch, tier and speed.
+        cache_write: the input may be written to a cache, for `5m` or `1h`.
         follows: the id of an earlier reply that the model reads again.
         stream: the answer comes in pieces.
     """
@@ -47,6 +48,7 @@ class Call:
     most_output_tokens: int | None = None
     answers: int = 1
     terms: Terms = UNSAID
+    cache_write: Literal["5m", "1h"] | None = None
     follows: str | None = None
     stream: bool = False
 

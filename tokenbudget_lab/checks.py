@@ -135,6 +135,8 @@ def facts_of(facts: Mapping[str, str | float]) -> dict[str, str | float]:
 
 
 def _fact(name: str, value: Any) -> str | float:
+    if type(value) is str:
+        return _checked_tag(name, value)
     if isinstance(value, str):
         return _tag(name, value)
     if isinstance(value, bool) or type(value) not in (int, float):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from .errors import PriceUnknown
 from .events import to_detail
@@ -34,7 +34,13 @@ class Prices(Protocol):
         ...
 
     def worst_quote(
-        self, model: str, input_tokens: Any, max_output_tokens: int, *, context: Mapping[str, str] | None = None
+        self,
+        model: str,
+        input_tokens: Any,
+        max_output_tokens: int,
+        *,
+        context: Mapping[str, str] | None = None,
+        cache_write: Literal["5m", "1h"] | None = None,
     ) -> Quote:
         """The most USD that a call of this size can cost, and where that is from."""
         ...
@@ -63,14 +69,22 @@ def cost_of(
 
 
 def hold_for(
-    prices: Prices | None, model: str, input_tokens: int, max_output_tokens: int, terms: Terms
+    prices: Prices | None,
+    model: str,
+    input_tokens: int,
+    max_output_tokens: int,
+    terms: Terms,
+    cache_write: Literal["5m", "1h"] | None = None,
 ) -> tuple[int | None, str]:
     """Pico-dollars that a call of this size can cost at most, and what the hold was made from."""
-    made = {"input_tokens": input_tokens, "max_output_tokens": max_output_tokens, "context": terms.context}
+    made: dict[str, Any] = {"input_tokens": input_tokens, "max_output_tokens": max_output_tokens, "context": terms.context}
     if prices is None:
         return None, to_detail(**made)
     try:
-        quote = prices.worst_quote(model, input_tokens, max_output_tokens, context=terms.context)
+        # Named only where it is said: whoever brings prices of her own need not know of it.
+        more: dict[str, Any] = {} if cache_write is None else {"cache_write": cache_write}
+        quote = prices.worst_quote(model, input_tokens, max_output_tokens, context=terms.context, **more)
+        made |= more
     except PriceUnknown:
         return None, to_detail(**made)
     return pico_of_cost(quote.usd), to_detail(**made, **_provenance(quote))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 from .balance import Balance, balance_of
 from .checks import key_of, seconds, tags_of, text_of
 from .commands import Adjust, CloseBudget, GetBalance, Record, Reserve, SetLimit
-from .errors import InvalidValue, LedgerUnavailable, shown
+from .errors import InvalidValue, LedgerUnavailable, shown, told
 from .events import to_detail
 from .limits import Window, micros, window_code
 from .reported import Reported
@@ -58,6 +58,7 @@ class Budget:
         batch: bool = False,
         tier: str | None = None,
         speed: str | None = None,
+        cache_write: Literal["5m", "1h"] | None = None,
         timeout: float | timedelta | None = None,
         wait: float = 0,
         key: str | None = None,
@@ -78,6 +79,7 @@ class Budget:
             batch: it is one of a batch, and paid as such; so is its commit.
             tier: the service tier, where it has a price of its own: `flex`, `priority`, …
             speed: `fast`, the same.
+            cache_write: its prompt may be written to a cache that lives so long, which costs more than reading it once.
             timeout: seconds (or a timedelta) until it ends by itself, 1 s to 48 h; the ledger's default where not given.
             wait: seconds to stand in line while calls in flight, or a new window, could make room; `True` is 600.
             key: makes it idempotent: the same key gets the same reservation.
@@ -100,7 +102,8 @@ class Budget:
             Decimal('0.88')
         """
         amounts = (usd, tokens, requests, model, input_tokens, max_output_tokens)
-        return Reserving(self, (*amounts, terms_of(batch=batch, tier=tier, speed=speed), timeout, wait, key, tags, if_lost))
+        terms = terms_of(batch=batch, tier=tier, speed=speed)
+        return Reserving(self, (*amounts, terms, timeout, wait, key, tags, if_lost, cache_write))
 
     def reserve_sync(
         self,
@@ -114,6 +117,7 @@ class Budget:
         batch: bool = False,
         tier: str | None = None,
         speed: str | None = None,
+        cache_write: Literal["5m", "1h"] | None = None,
         timeout: float | timedelta | None = None,
         wait: float = 0,
         key: str | None = None,
@@ -126,7 +130,7 @@ class Budget:
         """
         amounts = (usd, tokens, requests, model, input_tokens, max_output_tokens)
         terms = terms_of(batch=batch, tier=tier, speed=speed)
-        return Reserving(self, (*amounts, terms, timeout, wait, key, tags, if_lost)).ask()
+        return Reserving(self, (*amounts, terms, timeout, wait, key, tags, if_lost, cache_write)).ask()
 
     def command(
         self,
@@ -142,6 +146,7 @@ class Budget:
         key: str | None,
         tags: Mapping[str, str] | None,
         if_lost: str | None,
+        cache_write: Literal["5m", "1h"] | None = None,
     ) -> Reserve:
         """What `reserve` asks, once it is entered."""
         self._ledger.raise_unread(self)
@@ -149,6 +154,8 @@ class Budget:
             raise InvalidValue(
                 "reserve", "holds nothing: give usd=…, tokens=…, or model= with input_tokens= and max_output_tokens="
             )
+        if cache_write not in (None, "5m", "1h"):
+            raise InvalidValue("cache_write", f"{told(cache_write)} is neither '5m' nor '1h'")
         if if_lost not in (None, "count", "release"):
             raise InvalidValue("if_lost", f"{if_lost!r} is neither 'count' nor 'release'")
         model = text_of("model", model)
@@ -158,7 +165,7 @@ class Budget:
         pico = None if usd is None else pico_of("usd", usd)
         detail = None if terms.context is None else to_detail(context=terms.context)
         if pico is None and model is not None and sized is not None:
-            pico, detail = self._ledger.worst_case(model, *sized, terms)
+            pico, detail = self._ledger.worst_case(model, *sized, terms, cache_write)
         count = (None if sized is None else sum(sized)) if tokens is None else tokens_of("tokens", tokens)
         calls = 1 if requests is None else tokens_of("requests", requests)
         if not (pico or count or calls):

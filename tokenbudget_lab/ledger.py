@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from .balance import Balance, balance_of
 from .checks import seconds
@@ -352,10 +352,15 @@ class Ledger:
         return cost_of(self.prices, used, model, terms, at)
 
     def worst_case(
-        self, model: str, input_tokens: int, max_output_tokens: int, terms: Terms = UNSAID
+        self,
+        model: str,
+        input_tokens: int,
+        max_output_tokens: int,
+        terms: Terms = UNSAID,
+        cache_write: Literal["5m", "1h"] | None = None,
     ) -> tuple[int | None, str]:
         """Pico-dollars that a call of this size can cost at most, and what the hold was made from."""
-        return hold_for(self.prices, model, input_tokens, max_output_tokens, terms)
+        return hold_for(self.prices, model, input_tokens, max_output_tokens, terms, cache_write)
 
     # --- proving -----------------------------------------------------------------------------------------------------------
 

@@ -166,7 +166,7 @@ class Meter:
             facts["attempt"] = retries + 1
         arguments = (
             None, None, None, call.model, counted, held.tokens * call.answers, call.terms, EXPIRES_AFTER_S,
-            self.policy.wait_s, None, {**tags, **self.item_tags}, "count",
+            self.policy.wait_s, None, {**tags, **self.item_tags}, "count", call.cache_write,
         )  # fmt: skip
         return Reserving(budget, arguments, facts)
 

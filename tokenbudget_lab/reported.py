@@ -110,6 +110,8 @@ def _beside(iterations: Any) -> Iterable[tuple[str | None, Usage]]:
 
 def _unpriced(part: Any) -> str | None:
     for details in _DETAILS:
+        if part(details) is None:
+            continue
         for mode in _MODES:
             if part(details, mode) and (details, mode) != _PLAIN:
                 return f"its {mode.replace('_', ' ')} have a price of their own, which is not computed here"

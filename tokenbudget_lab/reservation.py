@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
@@ -419,11 +420,17 @@ def _beside(failed: Exception, error: BaseException | None) -> None:
     log.warning("the reservation could not be ended: %s", failed)
 
 
+@lru_cache(maxsize=1024)
+def _told(facts: tuple[tuple[str, str | float], ...]) -> str:
+    """Facts as JSON; those of a hold are the same again and again."""
+    return to_detail(call=dict(facts))
+
+
 def with_facts(detail: str | None, facts: Mapping[str, str | float] | None) -> str | None:
     """An event's detail, and under `call` what else it is to remember: apart from what decisions are made from."""
     if not facts:
         return detail
-    more = to_detail(call=facts_of(facts))
+    more = _told(tuple(facts_of(facts).items()))
     return more if detail is None or detail == "{}" else f"{more[:-1]},{detail[1:]}"
 
 

@@ -140,18 +140,18 @@ class Usage:
 
     @classmethod
     def _anthropic(cls, get: Any) -> Usage:
-        def count(*names: str) -> int:
-            return tokens_of(".".join(names), get(*names) or 0)
-
-        read, written = count("cache_read_input_tokens"), count("cache_creation_input_tokens")
-        hour = count("cache_creation", "ephemeral_1h_input_tokens")
-        five = count("cache_creation", "ephemeral_5m_input_tokens")
+        read, written = _count(get, "cache_read_input_tokens"), _count(get, "cache_creation_input_tokens")
+        five = hour = 0
         if get("cache_creation") is None:  # then nobody says for how long, and five minutes is what is not asked for
             five = written
-        elif get("cache_creation_input_tokens") is not None and written != five + hour:
-            raise InvalidValue(
-                "usage", f"contradicts itself: {written} tokens written to the cache are not {five} for 5 m and {hour} for 1 h"
-            )
+        else:
+            hour = _count(get, "cache_creation", "ephemeral_1h_input_tokens")
+            five = _count(get, "cache_creation", "ephemeral_5m_input_tokens")
+            if get("cache_creation_input_tokens") is not None and written != five + hour:
+                raise InvalidValue(
+                    "usage",
+                    f"contradicts itself: {written} tokens written to the cache are not {five} for 5 m and {hour} for 1 h",
+                )
         return cls(
             tokens_of("input_tokens", get("input_tokens")) + read + five + hour,
             get("output_tokens"),
@@ -159,8 +159,14 @@ class Usage:
             cache_write_5m_tokens=five,
             cache_write_1h_tokens=hour,
             reasoning_tokens=get("output_tokens_details", "thinking_tokens") or 0,
-            web_searches=count("server_tool_use", "web_search_requests"),
+            web_searches=_count(get, "server_tool_use", "web_search_requests"),
         )
+
+
+def _count(get: Any, *names: str) -> int:
+    """A count that may be left out."""
+    value = get(*names)
+    return tokens_of(".".join(names), value) if value else 0
 
 
 def reader(reported: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ..calls import Call, Endpoint, Received, Stream, count_in, loaded, text_in
 from ..errors import InvalidValue
@@ -44,9 +44,26 @@ def call_of(body: Mapping[str, Any]) -> Call:
         system=body.get("system") or None,
         beside=_schemas(body),
         most_output_tokens=count_in(body, "max_tokens"),
+        cache_write=_cache_write(body),
         terms=terms_of(speed=speed if isinstance(speed, str) else None),
         stream=body.get("stream") is True,
     )
+
+
+def _cache_write(body: Mapping[str, Any]) -> Literal["5m", "1h"] | None:
+    """For how long something of the input is to be cached, the longest where there are several."""
+    marks: list[Mapping[str, Any]] = []
+    left: list[Any] = [body]
+    while left:
+        part = left.pop()
+        if isinstance(part, Mapping):
+            if isinstance(part.get("cache_control"), Mapping):
+                marks.append(part["cache_control"])
+            part = part.values()
+        left += [each for each in part if isinstance(each, Mapping | list | tuple)]
+    if not marks:
+        return None
+    return "1h" if any(mark.get("ttl") == "1h" for mark in marks) else "5m"
 
 
 def _schemas(body: Mapping[str, Any]) -> tuple[str, ...]:
