@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from .reservation import Counted as Counted
     from .reservation import Receipt as Receipt
     from .reservation import Reservation as Reservation
+    from .scopes import UntaggedThread as UntaggedThread
+    from .scopes import tags as tags
     from .usage import Usage as Usage
 
 # Where each public name lives; loaded on first use, so that `import tokenbudget_lab` costs nothing.
@@ -72,6 +74,7 @@ _HOMES = {
     "Reported": "reported",
     "Reservation": "reservation",
     "TokenCounter": "counter",
+    "UntaggedThread": "scopes",
     "Usage": "usage",
     "Verification": "ledger",
     "allow_nested_loops": "loops",
@@ -85,6 +88,7 @@ _HOMES = {
     "read_reply": "replies",
     "reprice": "repricing",
     "tag": "frames",
+    "tags": "scopes",
     "worst_case": "pricing",
 }
 _ERRORS = (
