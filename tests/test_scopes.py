@@ -11,8 +11,9 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -523,32 +524,56 @@ def test_a_thread_with_a_budget_of_its_own_is_warned_about_too(study: tbl.Budget
         in_thread(call)
 
 
-def test_no_thread_is_warned_about_that_inherits_or_says_what_is_meant() -> None:
-    """Nor the one that has the block, in whatever task, nor the main thread."""
+async def beside_tags(look: Callable[[], Awaitable[T]]) -> T:
+    """What is found while another task of this thread has tags."""
+    there, go_on = asyncio.Event(), asyncio.Event()
 
+    async def tagged() -> None:
+        with tbl.tags(arm="a"):
+            there.set()
+            await go_on.wait()
+
+    task = asyncio.create_task(tagged())
+    await there.wait()
+    try:
+        return await look()
+    finally:
+        go_on.set()
+        await task
+
+
+def test_no_thread_is_warned_about_that_inherits(study: tbl.Budget) -> None:
+    """Tags, or a block without tags: then whoever started it has none."""
+
+    async def without_tags() -> Any:
+        with study.use():
+            return await asyncio.to_thread(current_tags)
+
+    with tbl.tags(arm="a"):
+        told = [in_thread(partial(contextvars.copy_context().run, current_tags))]
+    assert [*told, asyncio.run(beside_tags(without_tags))] == [{"arm": "a"}, {}]
+
+
+def test_no_thread_is_warned_about_that_says_that_it_means_none() -> None:
     def call() -> Any:
         with tbl.tags():
             return current_tags()
 
-    async def tagged(there: asyncio.Event, go_on: asyncio.Event) -> Any:
-        with tbl.tags(arm="a"):
-            there.set()
-            await go_on.wait()
-            return [await asyncio.to_thread(current_tags), in_thread(call), in_thread(contextvars.copy_context().run(opened))]
+    with tbl.tags(arm="a"):
+        assert in_thread(call) == {}
 
-    def opened() -> Callable[[], Any]:
-        context = contextvars.copy_context()
-        return lambda: context.run(current_tags)
 
-    async def main() -> list[Any]:
-        there, go_on = asyncio.Event(), asyncio.Event()
-        task = asyncio.create_task(tagged(there, go_on))
-        await there.wait()
-        untagged = current_tags()
-        go_on.set()
-        return [untagged, *await task]
+def test_no_task_is_warned_about_beside_the_tags_of_another() -> None:
+    """Nor in a thread of its own."""
 
-    assert asyncio.run(main()) == [{}, {"arm": "a"}, {}, {"arm": "a"}]
+    async def look() -> Any:
+        return current_tags()
+
+    assert [asyncio.run(beside_tags(look)), in_thread(lambda: asyncio.run(beside_tags(look)))] == [{}, {}]
+
+
+def test_the_main_thread_is_not_warned_about() -> None:
+    """It inherits from nobody, and tags in the threads that it started are their own."""
     together = threading.Barrier(2)
 
     def elsewhere() -> None:
@@ -556,12 +581,11 @@ def test_no_thread_is_warned_about_that_inherits_or_says_what_is_meant() -> None
             together.wait()
             together.wait()
 
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    together.wait()
-    told = current_tags()
-    together.wait()
-    thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(elsewhere)
+        together.wait()
+        told = current_tags()
+        together.wait()
     assert told == {}
 
 
@@ -599,6 +623,8 @@ FORKING = """
             threads = threading.Thread(target=lambda: told.append(current_budget().name))
             threads.start()
             threads.join(30)
+            with study.use():
+                told.append(current_budget().name)
             print(*told, len(scopes._unwarned), flush=True)
             os._exit(0)
     go_on.set()
@@ -620,4 +646,4 @@ def test_a_forked_child_has_what_the_thread_that_forked_has_and_nothing_of_other
         timeout=60,
         check=False,
     )
-    assert (done.stdout, done.stderr) == ("third {'arm': 'ours'} study 1\nstudy {}\n", "")
+    assert (done.stdout, done.stderr) == ("third {'arm': 'ours'} study study 1\nstudy {}\n", "")
