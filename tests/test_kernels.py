@@ -437,3 +437,76 @@ def test_all_cells_sent_at_once_run_in_order(one: Notebook) -> None:
     cells = [one.send(code, stop_on_error=True) for code in codes]  # as front ends do
     told = [one.end_of(cell).output for cell in cells]
     assert told == [f"{n} {n + 1}\n" for n in range(12)]
+
+
+# --- budgets in use ----------------------------------------------------------------------------------------------------------
+
+LOOK = """
+    from concurrent.futures import ThreadPoolExecutor
+    from tokenbudget_lab.scopes import current_budget, current_tags
+    def look():
+        return getattr(current_budget(), "name", None), *current_tags().values()
+    async def look_later():
+        await asyncio.sleep(0.01)
+        return look()
+"""
+# A plain cell, one with `await`, and what each starts.
+LOOKS = {
+    "plain": "print(look())",
+    "await": "await asyncio.sleep(0); print(look())",
+    "to_thread": "print(await asyncio.to_thread(look))",
+    "task": "print(await asyncio.create_task(look_later()))",
+    "executor": "print(await asyncio.get_running_loop().run_in_executor(None, look))",
+    "pool": "with ThreadPoolExecutor(1) as pool: print(pool.submit(look).result())",
+}
+
+
+@pytest.mark.parametrize("how", ["study.use()", "use = study.use()", "await asyncio.sleep(0); study.use()"])
+def test_a_budget_in_use_is_that_of_the_cells_that_follow(one: Notebook, how: str) -> None:
+    """Until it is ended, whether the cell that says it has an `await` or not."""
+    one.run(LOOK)
+    one.run(how)
+    told = [one.run(cell) for cell in LOOKS.values()]
+    one.run("study.use().end()")
+    assert [*told, *map(one.run, LOOKS.values())] == ["('study',)\n"] * 6 + ["(None,)\n"] * 6
+
+
+@pytest.mark.parametrize("first", ["pass", "await asyncio.sleep(0)"], ids=["plain", "await"])
+def test_a_block_ends_with_its_cell_and_reaches_the_tasks_that_it_created(one: Notebook, first: str) -> None:
+    one.run(LOOK)
+    inside = one.run(f"""
+        with study.use(), tbl.tags(arm="a"):
+            {first}
+            task = asyncio.create_task(look_later())
+            print(look())
+    """)
+    told = [one.run(cell) for cell in LOOKS.values()]
+    assert [inside, *told, one.run("print(await task)")] == ["('study', 'a')\n", *["(None,)\n"] * 6, "('study', 'a')\n"]
+
+
+def test_an_interrupted_cell_leaves_no_block_open(one: Notebook, place: Place) -> None:
+    one.run(LOOK)
+    cell = one.send("""
+        with study.use(), tbl.tags(arm="a"):
+            pathlib.Path("there").touch()
+            time.sleep(60)
+    """)
+    until((place.file.parent / "there").exists)
+    one.manager.interrupt_kernel()
+    assert one.end_of(cell).error == "KeyboardInterrupt"
+    assert [one.run(cell) for cell in LOOKS.values()] == ["(None,)\n"] * 6
+
+
+def test_each_of_the_queued_cells_has_what_is_in_force_in_it(one: Notebook) -> None:
+    """Run All: what one cell says is that of the cells behind it, and a block is that of its cell alone."""
+    one.run(LOOK)
+    one.run("budgets = [study, ledger.budget('other', tokens=1), study]")
+    codes, expected = [], []
+    for n, name in enumerate(("study", "other", "study")):
+        block = f"with ledger.budget('b{n}', tokens=1).use(), tbl.tags(n='{n}'): "
+        codes += [f"budgets[{n}].use(); print({n})", *LOOKS.values(), block + LOOKS["plain"], block + LOOKS["to_thread"]]
+        expected += [f"{n}\n", *[f"('{name}',)\n"] * 6, *[f"('b{n}', '{n}')\n"] * 2]
+    cells = [one.send(code, stop_on_error=True) for code in codes]
+    told = [one.end_of(cell).output for cell in cells]
+    one.run("study.use().end()")
+    assert told == expected

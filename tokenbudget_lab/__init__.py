@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from .reservation import Counted as Counted
     from .reservation import Receipt as Receipt
     from .reservation import Reservation as Reservation
+    from .scopes import UntaggedThread as UntaggedThread
+    from .scopes import tags as tags
     from .usage import Usage as Usage
 
 # Where each public name lives; loaded on first use, so that `import tokenbudget_lab` costs nothing.
@@ -74,6 +76,7 @@ _HOMES = {
     "Reported": "reported",
     "Reservation": "reservation",
     "TokenCounter": "counter",
+    "UntaggedThread": "scopes",
     "Usage": "usage",
     "Verification": "ledger",
     "allow_nested_loops": "loops",
@@ -89,6 +92,7 @@ _HOMES = {
     "reprice": "repricing",
     "tag": "frames",
     "tagged": "instrumenting",
+    "tags": "scopes",
     "worst_case": "pricing",
 }
 _ERRORS = (

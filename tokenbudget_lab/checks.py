@@ -8,10 +8,16 @@ from functools import lru_cache
 from typing import Any
 
 from .errors import InvalidType, InvalidValue, redacted, told
-from .events import Tags
+from .events import FIELDS, Tags
 
 MAX_TAGS, MAX_TAG_BYTES, MAX_TEXT, MAX_FACTS = 32, 256, 1024, 16
 MIN_TIMEOUT_S, MAX_TIMEOUT_S = 1.0, 48 * 3600.0
+# The columns of `events` and of `calls`, beside which labels stand when calls are grouped by them.
+COLUMN_NAMES = frozenset(FIELDS) | {
+    "above", "cache_write_1h_tokens", "context", "cost_usd", "ended", "held_requests", "late", "latency_s", "overrun",
+    "priced_as", "prices", "reserved", "reserved_requests", "reserved_tokens", "reserved_usd", "spent_at", "state",
+    "web_searches",
+}  # fmt: skip
 
 
 def seconds(argument: str, value: Any, *, least: float = MIN_TIMEOUT_S, most: float = MAX_TIMEOUT_S) -> int:
@@ -100,6 +106,27 @@ def tags_of(tags: Mapping[str, str] | None) -> Tags:
     if len(checked) < len(tags):
         raise InvalidValue("tags", "two names look like API keys, and would be the same when they are redacted")
     return tuple(sorted(checked.items()))
+
+
+def labels_of(tags: Mapping[str, str] | None) -> Tags:
+    """What `tags_of` gives, for tags that whole blocks or clients have: none may be named like a column of a frame.
+
+    Raises:
+        InvalidType, InvalidValue: as `tags_of`; a name out of `COLUMN_NAMES`.
+
+    Examples:
+        >>> labels_of({"model": "mine"})
+        Traceback (most recent call last):
+            ...
+        tokenbudget_lab.errors.InvalidValue: tags['model']: is a column of ledger.events() or ledger.calls(); ...
+    """
+    checked = tags_of(tags)
+    for name, _ in checked:
+        if name in COLUMN_NAMES:
+            raise InvalidValue(
+                f"tags[{name!r}]", f"is a column of ledger.events() or ledger.calls(); name it otherwise, such as 'my_{name}'"
+            )
+    return checked
 
 
 def _tag(name: str, value: Any) -> str:

@@ -15,6 +15,7 @@ from .events import to_detail
 from .limits import Window, micros, window_code
 from .reported import Reported
 from .reservation import Counted, Receipt, Reservation, Reserving, basis_of, counts_of
+from .scopes import Use
 from .terms import UNSAID, Terms, terms_of
 from .usage import Money, most_of, pico_of, tokens_of
 
@@ -316,6 +317,29 @@ class Budget:
         # By its name: the SDK's side is above this file, and is loaded when somebody asks for it.
         made = importlib.import_module(".instrumenting", __package__)
         return made.middleware(self, tags=tags, hold=hold, on_exceeded=on_exceeded, wait=wait, counter=counter)
+
+    def use(self) -> Use:
+        """Make it the current budget of instrumented clients.
+
+        As a block, `with study.use():` or `async with`, it is in force in the block, in the tasks that this creates and in
+        `asyncio.to_thread`, and nowhere else; also for clients that have a budget of their own: whoever puts a block under a
+        budget means all of it. As a statement, `study.use()`, it is the budget of this process for clients that have none, in
+        the cells and threads that come, wherever no block is open: until `.end()` of what it returns, or the next such
+        statement.
+
+        Returns:
+            What can be entered or ended; its repr says what is in force. Entered, it gives the budget, and is a block: the
+            process then has the budget that it had before.
+
+        Examples:
+            >>> import tokenbudget_lab as tbl
+            >>> with tbl.connect(":memory:") as ledger:
+            ...     study = ledger.budget("study", usd=5)
+            ...     study.use()
+            <use of study: in force in this process, where no block has another; .end() ends it>
+            >>> study.use().end()
+        """
+        return Use(self)
 
     def close(self) -> Self:
         """Take no new reservations here and below; calls in flight end normally, the history stays."""

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from .attempts import Attempt
 from .calls import Call
-from .checks import tags_of
+from .checks import labels_of
 from .choosing import local_counter_for
 from .counter import Count, TokenCounter
 from .errors import CountFailed, InvalidType, InvalidValue, NoBudget, told
@@ -25,6 +25,7 @@ from .handles import Budget
 from .holding import USUAL_MOST, Held, Holds
 from .ledger import Ledger
 from .reservation import Receipt, Reserving
+from .scopes import block_budget, current_budget, current_tags
 
 EXPIRES_AFTER_S = 3_600.0  # a hold that nobody settles; a call that takes longer is counted late, and rightly
 OnExceeded = Literal["wait", "raise"]
@@ -94,7 +95,7 @@ class Meter:
         if budget is not None and not isinstance(budget, Budget):
             raise InvalidType("budget", f"{told(budget)} is {type(budget).__name__}, not a budget; make one: tbl.budget(…)")
         self.budget, self.policy = budget, policy or Policy()
-        self.tags, self.item_tags = dict(tags_of(tags)), dict(tags_of(item_tags))
+        self.tags, self.item_tags = dict(labels_of(tags)), dict(labels_of(item_tags))
         self.used = False
         self._counters: dict[str, TokenCounter] = {}
         self._pending: deque[Receipt[Any]] = deque()
@@ -137,11 +138,13 @@ class Meter:
         return self._ready(call, parts, budget, tags, retries)
 
     def _scope(self) -> tuple[Budget, dict[str, str]]:
-        """Where a call counts now, and what its tags are."""
+        """Where a call counts now (a block goes before the client, the client before the process), and its tags."""
         self._tell()
-        if self.budget is None:
+        budget = block_budget() or self.budget or current_budget()
+        if budget is None:
             raise NoBudget
-        return self.budget, self.tags
+        tags = current_tags()
+        return budget, {**self.tags, **tags} if tags else self.tags
 
     def _local(self, model: str) -> TokenCounter:
         counter = self._counters.get(model)
