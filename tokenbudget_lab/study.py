@@ -29,10 +29,11 @@ from rich.text import Text
 from .balance import Balance
 from .connection import Ledger, connect
 from .counters.claude import ClaudeTokenCounter
-from .demo import CHARACTERS_PER_TOKEN, DemoItem, demo_client, demo_study
+from .demo import DemoItem, demo_client, demo_study
 from .errors import BudgetExceeded
 from .estimates import estimate
 from .handles import Budget
+from .instrumenting import instrument, tagged
 from .ledger import Verification
 from .render import ASCII, BLOCKS, amount, balance_text, colored_bar, escaped, left_of, of_limit
 
@@ -46,7 +47,6 @@ LATENCY_S = (0.1, 0.8)
 FAILURES, SEED = 0.3, 7
 CRASHED_S = 3.0  # until the hold of the killed process expires
 _LOOK_S, _SAY_S = 0.1, 1.0  # how often a terminal is drawn, and a log gets a line
-_BILLED = 500  # a provider that failed inside may have billed the call; one that refused it has not
 
 _WHERE_IT_WENT = """
     select split_part(budget, '/', 2) as condition,
@@ -59,9 +59,9 @@ _WHERE_IT_WENT = """
     from calls where starts_with(budget, $root || '/') group by all
 """
 _FOOTNOTE = (
-    "\nFailed: the provider refused the call, and its hold was given back.\n"
-    "Unknown: the call may have been billed, so its hold counts as spent;\n"
-    "one of them is the killed process's."
+    "\nFailed: attempts that the provider refused; what they held was given back.\n"
+    "Unknown: the killed process's call. It may have been billed, so its hold\n"
+    "counts as spent."
 )
 
 
@@ -73,7 +73,7 @@ class Condition:
         calls: calls that count, those with an unknown fate included.
         cost_usd: what they cost, `unknown_usd` included.
         refused: calls that did not fit any more, and were not sent.
-        failed: calls that the provider refused, given back.
+        failed: attempts that the provider refused, given back.
         unknown: calls that may have been billed, counted as they were held.
     """
 
@@ -227,8 +227,11 @@ class _Calls:
     """The study's calls, and what became of them."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.budgets = _budgets(ledger)
-        self.client = demo_client(latency_s=LATENCY_S, failure_rate=FAILURES, seed=SEED).with_options(max_retries=1)
+        client = demo_client(latency_s=LATENCY_S, failure_rate=FAILURES, seed=SEED).with_options(max_retries=1)
+        self.clients = {
+            condition: instrument(client, budget, tags={"condition": condition}, hold="worst", wait=30)
+            for condition, budget in _budgets(ledger).items()
+        }
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.refusal = ""
 
@@ -240,39 +243,26 @@ class _Calls:
         import anthropic
 
         try:
-            return self._send(item)
+            self._send(item)
         except BudgetExceeded as refused:
             self.refusal = self.refusal or str(refused)
             return "refused"
-        except anthropic.APIError:
-            return "unknown"
-
-    def _send(self, item: DemoItem) -> str:
-        """Reserve, ask, commit: what a researcher writes."""
-        import anthropic
-
-        ask: list[anthropic.types.MessageParam] = [{"role": "user", "content": item.prompt}]
-        size = len(item.prompt) // CHARACTERS_PER_TOKEN + 10  # rather too many than too few
-        with self.budgets[item.condition].reserve(
-            model=item.model, input_tokens=size, max_output_tokens=item.max_tokens, wait=30,
-            tags={"condition": item.condition, "item": item.item},
-        ) as call:  # fmt: skip
-            try:
-                reply = self.client.messages.create(model=item.model, max_tokens=item.max_tokens, messages=ask)
-            except anthropic.APIStatusError as error:
-                if error.status_code == _BILLED:
-                    raise  # leaving by an exception counts the hold: the call may have been billed
-                call.rollback()
-                return "failed"
-            call.commit(reply.usage, response_id=reply.id)
+        except anthropic.APIStatusError:
+            return "failed"
         return "made"
+
+    def _send(self, item: DemoItem) -> None:
+        """What a researcher writes: the call, and nothing else."""
+        ask: list[anthropic.types.MessageParam] = [{"role": "user", "content": item.prompt}]
+        client = tagged(self.clients[item.condition], item=item.item)
+        client.messages.create(model=item.model, max_tokens=item.max_tokens, messages=ask)
 
     def told(self) -> str:
         """How many calls ended how, so far."""
         totals = Counter[str]()
         for (_, outcome), n in list(self.outcomes.items()):
             totals[outcome] += n
-        return " · ".join(f"{totals[outcome]} {outcome}" for outcome in ("made", "refused", "failed", "unknown"))
+        return " · ".join(f"{totals[outcome]} {outcome}" for outcome in ("made", "refused", "failed"))
 
 
 def _watch(out: Console, ledger: Ledger, calls: _Calls, items: list[DemoItem]) -> None:
