@@ -238,6 +238,10 @@ def test_it_says_all_of_it_in_a_few_lines(ledger: tbl.Ledger) -> None:
         ({"budget": "lab"}, "say in which ledger"),
         ({"label": "x"}, "say where they are"),
         ({"model": 5}, "model"),
+        ({"counter": 5}, "counter: is int, and no TokenCounter"),
+        ({"counter": Words}, "counter: is ABCMeta, and no TokenCounter"),
+        ({"counter": None, "model": "gpt-4o", "tools": 5}, "^tools: is int, not a list; give a list of tool definitions"),
+        ({"counter": None, "model": "gpt-4o", "system": 5}, "^system: is int, not a list; give a text, a list of text blocks"),
     ],
     ids=str,
 )

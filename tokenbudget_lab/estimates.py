@@ -166,6 +166,9 @@ def estimate(
     """
     budget, ledger = _where(budget, ledger, label)
     longest = tokens_of("max_output_tokens", max_output_tokens)
+    if counter is not None and not isinstance(counter, TokenCounter):
+        reason = f"is {type(counter).__name__}, and no TokenCounter; leave it out, or give what tbl.counter_for(model) gives"
+        raise InvalidType("counter", reason)
     if counter is None:
         counter = counter_for(model, ledger=ledger, label=label if isinstance(label, str) else None)
     counts = _counted(prompts, prompt, counter, {"system": system, "tools": tools}, progress)

@@ -20,6 +20,7 @@ from ..clients import Clients
 from ..counter import Content, Count, Placed, System, TokenCounter, Tools, at_least_one, items, shown
 from ..encodings import NEWEST
 from ..errors import CountFailed, EndpointUnreachable, InvalidType, InvalidValue, redacted, told
+from ..shapes import system_of
 from ..tokenizers import Tally, checked_backend, tallies, tally
 from ..usage import MAX_TOKENS
 
@@ -206,12 +207,11 @@ class OpenAITokenCounter(TokenCounter):
 
     def _question(self, content: Content, tools: Tools | None, system: System | None) -> dict[str, Any]:
         asked: dict[str, Any] = {"model": self.model, "input": content}
-        if not isinstance(content, str):
-            asked["input"] = as_items(messages_of(content, "user"))
+        first = () if isinstance(system, str) else system_of(system)
+        if first or not isinstance(content, str):
+            asked["input"] = as_items((*first, *messages_of(content)))
         if isinstance(system, str):
             asked["instructions"] = system
-        elif system is not None:
-            asked["input"] = as_items((*messages_of(system, "system"), *messages_of(content, "user")))
         if tools is not None:
             asked["tools"] = as_flat(tools)
         return asked
