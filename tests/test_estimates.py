@@ -180,9 +180,23 @@ def test_a_model_without_a_price_has_no_cost_and_is_refused_where_usd_are_limite
     ledger.budget("lab/usd", usd=1)
     plan = estimate(["a"], model="nobody-1", budget="lab/tokens", ledger=ledger)
     assert (plan.cost_usd, plan.cost_usd_upper, plan.frame["cost_usd"].to_list()) == (None, None, [None])
-    assert "unknown" in repr(plan)
+    assert plan.unpriced_reason == "genai-prices has no model 'nobody-1'"
+    assert "  cost    unknown: genai-prices has no model 'nobody-1' (no price is known)" in repr(plan)
+    assert estimate(["a"], ledger=ledger).unpriced_reason is None
     with pytest.raises(tbl.PriceUnknown):
         estimate(["a"], model="nobody-1", budget="lab/usd", ledger=ledger)
+
+
+@pytest.mark.parametrize("model", [MODEL, "nobody-1"])
+def test_a_tier_that_is_mistyped_is_named_without_a_budget_too(model: str) -> None:
+    """One that exists, and has no price for this model, is an estimate without a cost, with the reason."""
+    for how, said in (({"tier": "flx"}, "tier: 'flx' has"), ({"speed": "fsat"}, "speed: 'fsat' has a price in no price list")):
+        with pytest.raises(tbl.InvalidValue, match=said):
+            estimate(["a"], model=model, **how)
+    assert estimate(["a"], model=MODEL, tier="standard", speed="standard").cost_usd
+    plan = estimate(["a"], model=MODEL, tier="flex")
+    assert plan.cost_usd is None
+    assert "none for service_tier=flex on" in str(plan.unpriced_reason)
 
 
 def test_a_batch_is_priced_as_one() -> None:

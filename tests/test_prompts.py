@@ -136,8 +136,8 @@ def test_what_is_no_prompt_is_named(source: Any, column: Any, said: str) -> None
 class OfNoLength:
     """Two prompts that say that they are fewer than none."""
 
-    def __len__(self) -> int:  # noqa: PLE0303 - that is the point
-        return -2
+    def __len__(self) -> int:
+        return -2  # noqa: PLE0303 - that is the point
 
     def __iter__(self) -> Iterator[str]:
         return iter("ab")

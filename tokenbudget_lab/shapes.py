@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .checks import MAX_TEXT
 from .errors import InvalidType, InvalidValue, told
 
 _TOOLS = "give a list of tool definitions, as the provider's API takes them"
@@ -64,6 +65,17 @@ def must_say_something(message: Mapping[str, Any]) -> None:
     """Refuse a message without content and without anything in its place, such as calls of tools."""
     if all(message[name] is None for name in message.keys() - _AROUND):
         raise InvalidType("content", "is missing in a message; give it a text, an empty one where nothing is said")
+
+
+def model_of(model: Any, such_as: str = "gpt-5-mini") -> str:
+    """The name of a model, without blanks around it."""
+    if not isinstance(model, str):
+        raise InvalidType("model", f"{told(model)} is {type(model).__name__}, not the name of a model")
+    if not model.strip():
+        raise InvalidValue("model", f"it is empty; give a name such as {such_as!r}")
+    if len(model) > MAX_TEXT:
+        raise InvalidValue("model", f"has {len(model):,} characters, and a name has {MAX_TEXT:,} at most")
+    return model.strip()
 
 
 # --- system prompts and calls of tools ---------------------------------------------------------------------------------------

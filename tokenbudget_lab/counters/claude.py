@@ -22,7 +22,7 @@ from ..answers import Answers
 from ..clients import Clients, PerLoop
 from ..counter import Content, Count, System, TokenCounter, Tools
 from ..errors import CountFailed, EndpointUnreachable, InvalidType, InvalidValue, redacted, told
-from ..shapes import tools_of
+from ..shapes import model_of, tools_of
 
 if TYPE_CHECKING:
     import anthropic
@@ -67,7 +67,7 @@ class ClaudeTokenCounter(TokenCounter):
         concurrency: int = 16,
         cache_size: int = 100_000,
     ) -> None:
-        self.model = _model(model)
+        self.model = model_of(model, "claude-sonnet-5-5")
         self.concurrency = _at_least(1, "concurrency", concurrency)
         self.cache_size = _at_least(0, "cache_size", cache_size)
         self._client = _of_kind("client", client, asynchronous=False)
@@ -312,14 +312,6 @@ def _plain(value: Any) -> Any:
         left_out = getattr(value, "__api_exclude__", None)
         return value.model_dump(mode="json", exclude_unset=True, exclude=left_out)
     return value
-
-
-def _model(model: Any) -> str:
-    if not isinstance(model, str):
-        raise InvalidType("model", f"{told(model)} is {type(model).__name__}, not the name of a model")
-    if not model.strip():
-        raise InvalidValue("model", "it is empty; give a name such as 'claude-sonnet-5-5'")
-    return model
 
 
 def _at_least(least: int, name: str, value: Any) -> int:

@@ -15,7 +15,7 @@ from .. import images
 from ..counter import Content, Count, System, TokenCounter, Tools
 from ..errors import CountFailed, InvalidType, InvalidValue
 from ..learning import ENOUGH, ESTIMATE, KEPT, LABEL, NOTHING, Learned, Pair, Sql, learned, pair, pairs_of
-from ..shapes import calls_in, json_of, list_of, mapping_of, must_say_something, system_of, text_in, tools_of
+from ..shapes import calls_in, json_of, list_of, mapping_of, model_of, must_say_something, system_of, text_in, tools_of
 from ..usage import Usage
 from ..weighing import family
 
@@ -83,7 +83,7 @@ class EstimationTokenCounter(TokenCounter):
     """
 
     def __init__(self, model: str, *, ledger: Sql | None = None, label: str | None = None) -> None:
-        self.model = _named("model", model)
+        self.model = model = model_of(model)
         self.label = None if label is None else _named("label", label)
         name, format_, self._note = _family_of(model)
         self._family, self._format = family(name), _FORMATS[format_]
