@@ -74,13 +74,13 @@ def names_told(names: Sequence[str]) -> str:
 
     Examples:
         >>> names_told(["id", "prompt text"]), names_told([])
-        ('id, prompt text', 'none')
+        ('id, prompt text', 'nothing')
         >>> names_told(["7", "Is this spam? You have won!"])
         '2 columns, and what should name them looks like text; is the header missing? The first line has to name the columns'
     """
     if all(_NAME.fullmatch(name) for name in names):
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        return ", ".join(names[:_MOST_NAMES]) + more or "none"
+        return ", ".join(names[:_MOST_NAMES]) + more or "nothing"
     what = f"{len(names):,} column{'' if len(names) == 1 else 's'}, and what should name them looks like text"
     return f"{what}; is the header missing? The first line has to name the columns"
 

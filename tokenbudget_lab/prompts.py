@@ -122,9 +122,11 @@ def _column(schema: Mapping[str, Any], column: str | None) -> str:
     import polars as pl
 
     names = list(schema)
+    if not names:
+        raise InvalidValue("prompts", "is a frame without columns")
     if column is not None:
         if column not in names:
-            raise InvalidValue("prompt", f"there is no column {told(column)}; there are {names_told(names)}")
+            raise InvalidValue("prompt", f"there is no column {told(column)}; it has {names_told(names)}")
         return column
     texts = [name for name, kind in schema.items() if kind == pl.String]
     if "prompt" in names or len(texts) != 1:
