@@ -1,4 +1,4 @@
-"""Measure the estimate of tokens: how far it is off on texts that were not fitted, how fast it is, and what memory a plan takes.
+"""Measure the estimate of tokens: how far it is off on texts that were not fitted, how fast it is, and the memory of a plan.
 
     python benchmarks/estimation.py [--fetch-ctok] [/ /tmp/unpacked …]
 

@@ -252,6 +252,7 @@ def test_it_says_all_of_it_in_a_few_lines(ledger: tbl.Ledger) -> None:
         ({"budget": "lab"}, "say in which ledger"),
         ({"label": "x"}, "say where they are"),
         ({"model": 5}, "model"),
+        ({"budget": 5}, "budget: is int, neither a budget nor the name of one"),
         ({"counter": 5}, "counter: is int, and no TokenCounter"),
         ({"counter": Words}, "counter: is ABCMeta, and no TokenCounter"),
         ({"counter": None, "model": "gpt-4o", "tools": 5}, "^tools: is int, not a list; give a list of tool definitions"),
@@ -326,6 +327,23 @@ def test_amounts_are_rounded_up_as_the_ledger_rounds_them(ledger: tbl.Ledger) ->
 def test_a_label_is_a_text_or_tags(ledger: tbl.Ledger, label: Any) -> None:
     with pytest.raises(tbl.InvalidType, match="label"):
         estimate(["a"], ledger=ledger, label=label)
+
+
+def test_nothing_is_counted_for_a_price_that_cannot_be_asked_for() -> None:
+    """What is wrong with the terms is said before the first of many prompts is read."""
+
+    def unread() -> Iterator[str]:
+        raise AssertionError
+        yield ""
+
+    for wrong in ({"tier": "flx"}, {"at": "tomorrow"}, {"model": "x" * 1_000_000}, {"budget": "x" * 1_000_000}):
+        with pytest.raises(tbl.InvalidValue) as error:
+            estimate(unread(), **wrong)
+        assert len(str(error.value)) < 200
+
+
+def test_a_long_label_is_not_told_whole(ledger: tbl.Ledger) -> None:
+    assert len(repr(estimate(["a"], ledger=ledger, label="x" * 1_000_000))) < 500
 
 
 def test_what_a_label_says_makes_no_line_of_its_own(ledger: tbl.Ledger) -> None:

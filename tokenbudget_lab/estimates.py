@@ -171,6 +171,7 @@ def estimate(
     """
     budget, ledger = _where(budget, ledger, label)
     longest = tokens_of("max_output_tokens", max_output_tokens)
+    pricing = _Pricing(_prices(ledger), model, at, terms_of(batch=batch, tier=tier, speed=speed))
     if counter is not None and not isinstance(counter, TokenCounter):
         reason = f"is {type(counter).__name__}, and no TokenCounter; leave it out, or give what tbl.counter_for(model) gives"
         raise InvalidType("counter", reason)
@@ -178,7 +179,6 @@ def estimate(
         counter = counter_for(model, ledger=ledger, label=label if isinstance(label, str) else None)
     counts = _counted(prompts, prompt, counter, {"system": system, "tools": tools}, progress)
     answers = answers_of(ledger, model, label, budget, len(counts), longest)
-    pricing = _Pricing(_prices(ledger), model, at, terms_of(batch=batch, tier=tier, speed=speed))
     plan = _Plan(counts, answers, longest, pricing)
     if budget is None:
         return plan.told(None, None, None, None)
@@ -339,8 +339,10 @@ def _where(
         raise InvalidType("ledger", f"{told(ledger)} is {type(ledger).__name__}; give what tbl.connect gave")
     if isinstance(budget, Budget):
         return budget, ledger or budget.ledger  # type: ignore[return-value] # whichever ledger made it has frames
+    if budget is not None and not isinstance(budget, str):
+        raise InvalidType("budget", f"is {type(budget).__name__}, neither a budget nor the name of one")
     if budget is not None and ledger is None:
-        raise InvalidValue("budget", f"{budget!r} is a name; say in which ledger it is, with ledger=")
+        raise InvalidValue("budget", f"{told(budget)} is a name; say in which ledger it is, with ledger=")
     if label is not None and ledger is None:
         raise InvalidValue("label", "says which earlier calls to look at; say where they are, with ledger= or budget=")
     return (ledger.budget(budget) if budget is not None and ledger is not None else None), ledger
