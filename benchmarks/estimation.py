@@ -1,4 +1,4 @@
-"""Measure the estimate of tokens: how far it is off on texts that were not fitted, and how fast it is; in one run.
+"""Measure the estimate of tokens: how far it is off on texts that were not fitted, how fast it is, and the memory of a plan.
 
     python benchmarks/estimation.py [--fetch-ctok] [/ /tmp/unpacked …]
 
@@ -111,6 +111,59 @@ def speed() -> None:
         print(f"  {name:<32}{ours:>10.1f}" + "".join(f"{other:>11.1f} (× {other / ours:.1f})" for other in theirs))
 
 
+PLANNED = (20_000, 100_000)  # prompts
+PLAN = """
+import sys
+from pathlib import Path
+import tokenbudget_lab as tbl
+from tokenbudget_lab.prompts import read_prompts
+
+model, path, source = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+tbl.estimate(["a"], model=model, max_output_tokens=100, progress=False)  # imports, and the encoding's table
+read = read_prompts(path) if source == "a file" else [*read_prompts(path)]
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+before = peak()
+plan = tbl.estimate(read, model=model, max_output_tokens=100, progress=False)
+print(plan.calls, (peak() - before) / 1024)
+"""
+
+
+def memory() -> None:
+    """Print the peak of a plan's memory, beside that of its prompts, for two numbers of prompts of 200 characters."""
+    if not Path("/proc/self/clear_refs").exists():
+        print("\nthe memory of tbl.estimate: not measured, Linux only")
+        return
+    import polars as pl
+
+    print(
+        "\ntbl.estimate, prompts of 200 characters, MB   "
+        + "".join(f"{number:>12,}" for number in PLANNED)
+        + "    bytes a prompt"
+    )
+    with tempfile.TemporaryDirectory(prefix="bench-plan-") as folder:
+        paths = [Path(folder, f"{number}.parquet") for number in PLANNED]
+        for path, number in zip(paths, PLANNED, strict=True):
+            text = (SHORT * 2)[:192]
+            pl.DataFrame({"prompt": [f"{n:>8}{text}" for n in range(number)]}).write_parquet(path)
+        for model in ("gpt-6-mini", "claude-sonnet-5-5"):
+            for source in ("a file", "a list"):
+                peaks = [_peak(model, path, source) for path in paths]
+                each = (peaks[1] - peaks[0]) * 2**20 / (PLANNED[1] - PLANNED[0])
+                print(f"  {model + ', from ' + source:<44}" + "".join(f"{peak:>12.1f}" for peak in peaks) + f"{each:>18.0f}")
+
+
+def _peak(model: str, path: Path, source: str) -> float:
+    """How many MB the process grew by, at most: the median of three."""
+    command = [sys.executable, "-c", PLAN, model, str(path), source]
+    told = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[1] for _ in range(3)]
+    return statistics.median(map(float, told))
+
+
 def fetch_ctok(folder: str) -> None:
     """Install ctok, and the regex package that it needs, where only this run finds them."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder]
@@ -146,6 +199,7 @@ def run(roots: Sequence[Path]) -> None:
         except ImportError as error:
             print(f"\n{name}: not judged, as {error.name} is not here; see tokenbudget_lab/data/estimation.json")
     speed()
+    memory()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import tokenbudget_lab as tbl
-from tokenbudget_lab.cli import app
+from tokenbudget_lab.cli.entry import app
 
 MODEL = "claude-sonnet-5-5"
 COMMANDS = [

@@ -77,6 +77,9 @@ def test_json_has_the_numbers_and_no_frame(prompts: Path, path: Path) -> None:
         (("PROMPTS", *MODEL, "--prompt", "text"), 2, "line 1: has no 'text'; it has prompt, id"),
         (("PROMPTS", *MODEL, "--ledger", "x.duckdb"), 2, "is not needed without --budget or --label"),
         (("PROMPTS", *MODEL, "--budget", "study", "--ledger", "x.duckdb"), 3, "there is no ledger"),
+        (("PROMPTS", *MODEL, "--budget", "study", "--ledger", "no/x.duckdb"), 3, "there is no folder"),
+        (("PROMPTS", *MODEL, "--label", "x", "--ledger", "no/x.duckdb", "--embedded"), 3, "Nothing was made or changed"),
+        (("none.parquet", *MODEL), 2, "none.parquet cannot be read (No such file or directory)"),
         (("PROMPTS", *MODEL, "--budget", "stduy", "--ledger", "PATH", "--embedded"), 1, "study"),
         (
             ("PROMPTS", "--model", "nobody-1", "--max-output", "9", "--budget", "study", "--ledger", "PATH", "--embedded"),
@@ -93,6 +96,15 @@ def test_what_is_wrong_is_one_sentence(prompts: Path, path: Path, args: tuple[st
     assert (done.exit_code, done.exception.__class__) == (code, SystemExit)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert not {"x.duckdb", "no"} & {file.name for file in (*Path().iterdir(), *prompts.parent.iterdir())}
+
+
+def test_a_model_without_a_price_is_told_why(prompts: Path) -> None:
+    done = run("estimate", prompts, "--model", "nobody-1", "--max-output", "9")
+    assert done.exit_code == 0
+    assert "cost    unknown: genai-prices has no model 'nobody-1'" in done.stdout
+    told = json.loads(run("estimate", prompts, "--model", "nobody-1", "--max-output", "9", "--json").stdout)
+    assert (told["cost_usd"], told["unpriced_reason"]) == (None, "genai-prices has no model 'nobody-1'")
 
 
 def test_ctrl_c_ends_it(tmp_path: Path) -> None:
@@ -110,3 +122,25 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
         out, said = child.communicate(timeout=30)
     assert (child.returncode, out) == (130, "")
     assert said == "tokenbudget: interrupted\n"
+
+
+IMPORTED = """
+import sys, time
+def slow(event, args):
+    if event == "import" and args[0] == "typer":
+        print("importing", flush=True)
+        time.sleep(60)
+sys.addaudithook(slow)
+from tokenbudget_lab.cli import app
+app()
+"""
+
+
+def test_ctrl_c_while_it_is_still_imported_ends_it_too() -> None:
+    """In the first half second, before there is a command."""
+    with subprocess.Popen([sys.executable, "-c", IMPORTED, "status"], stdout=-1, stderr=-1, text=True, env=os.environ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "importing\n"
+        child.send_signal(signal.SIGINT)
+        out, said = child.communicate(timeout=30)
+    assert (child.returncode, out, said) == (130, "", "tokenbudget: interrupted\n")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import tokenbudget_lab as tbl
 from tests.soaking import Pace
 from tokenbudget_lab import link
-from tokenbudget_lab.cli import app
+from tokenbudget_lab.cli.entry import app
 from tokenbudget_lab.connection import recover
 from tokenbudget_lab.events import Event
 from tokenbudget_lab.heads import Head, Heads

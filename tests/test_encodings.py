@@ -15,7 +15,7 @@ from tiktoken_ext import openai_public
 from typer.testing import CliRunner
 
 from tokenbudget_lab import encodings
-from tokenbudget_lab.cli import app
+from tokenbudget_lab.cli.entry import app
 from tokenbudget_lab.errors import CountFailed, EncodingAltered, EncodingMissing, InvalidValue
 
 

@@ -42,6 +42,7 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.WindowFixed("lab", "day", "month"), ["lab counts per day, not month"]),
     (errors.AmountMissing("lab", "tokens"), ["lab limits tokens", "tokens=…"]),
     (errors.PriceUnknown("qwen", "not in the catalogue"), ["'qwen'", "(not in the catalogue)", "set_price"]),
+    (errors.PriceUnknown("qwen", "", "sent"), ["'qwen', so", "nothing was sent", "pass usd=…"]),
     (errors.EndpointUnreachable("count_tokens", "no connection"), ["count_tokens", "no connection"]),
     (errors.EncodingAltered("o200k_base", "/tables/o200k_base.tiktoken"), ["o200k_base", "/tables", "vendor-encodings"]),
     (errors.CountFailed("count_tokens", "no key", 17), ["of item 17", "count_tokens", "no key"]),

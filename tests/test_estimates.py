@@ -180,9 +180,23 @@ def test_a_model_without_a_price_has_no_cost_and_is_refused_where_usd_are_limite
     ledger.budget("lab/usd", usd=1)
     plan = estimate(["a"], model="nobody-1", budget="lab/tokens", ledger=ledger)
     assert (plan.cost_usd, plan.cost_usd_upper, plan.frame["cost_usd"].to_list()) == (None, None, [None])
-    assert "unknown" in repr(plan)
+    assert plan.unpriced_reason == "genai-prices has no model 'nobody-1'"
+    assert "  cost    unknown: genai-prices has no model 'nobody-1' (no price is known)" in repr(plan)
+    assert estimate(["a"], ledger=ledger).unpriced_reason is None
     with pytest.raises(tbl.PriceUnknown):
         estimate(["a"], model="nobody-1", budget="lab/usd", ledger=ledger)
+
+
+@pytest.mark.parametrize("model", [MODEL, "nobody-1"])
+def test_a_tier_that_is_mistyped_is_named_without_a_budget_too(model: str) -> None:
+    """One that exists, and has no price for this model, is an estimate without a cost, with the reason."""
+    for how, said in (({"tier": "flx"}, "tier: 'flx' has"), ({"speed": "fsat"}, "speed: 'fsat' has a price in no price list")):
+        with pytest.raises(tbl.InvalidValue, match=said):
+            estimate(["a"], model=model, **how)
+    assert estimate(["a"], model=MODEL, tier="standard", speed="standard").cost_usd
+    plan = estimate(["a"], model=MODEL, tier="flex")
+    assert plan.cost_usd is None
+    assert "none for service_tier=flex on" in str(plan.unpriced_reason)
 
 
 def test_a_batch_is_priced_as_one() -> None:
@@ -238,6 +252,11 @@ def test_it_says_all_of_it_in_a_few_lines(ledger: tbl.Ledger) -> None:
         ({"budget": "lab"}, "say in which ledger"),
         ({"label": "x"}, "say where they are"),
         ({"model": 5}, "model"),
+        ({"budget": 5}, "budget: is int, neither a budget nor the name of one"),
+        ({"counter": 5}, "counter: is int, and no TokenCounter"),
+        ({"counter": Words}, "counter: is ABCMeta, and no TokenCounter"),
+        ({"counter": None, "model": "gpt-4o", "tools": 5}, "^tools: is int, not a list; give a list of tool definitions"),
+        ({"counter": None, "model": "gpt-4o", "system": 5}, "^system: is int, not a list; give a text, a list of text blocks"),
     ],
     ids=str,
 )
@@ -308,6 +327,23 @@ def test_amounts_are_rounded_up_as_the_ledger_rounds_them(ledger: tbl.Ledger) ->
 def test_a_label_is_a_text_or_tags(ledger: tbl.Ledger, label: Any) -> None:
     with pytest.raises(tbl.InvalidType, match="label"):
         estimate(["a"], ledger=ledger, label=label)
+
+
+def test_nothing_is_counted_for_a_price_that_cannot_be_asked_for() -> None:
+    """What is wrong with the terms is said before the first of many prompts is read."""
+
+    def unread() -> Iterator[str]:
+        raise AssertionError
+        yield ""
+
+    for wrong in ({"tier": "flx"}, {"at": "tomorrow"}, {"model": "x" * 1_000_000}, {"budget": "x" * 1_000_000}):
+        with pytest.raises(tbl.InvalidValue) as error:
+            estimate(unread(), **wrong)
+        assert len(str(error.value)) < 200
+
+
+def test_a_long_label_is_not_told_whole(ledger: tbl.Ledger) -> None:
+    assert len(repr(estimate(["a"], ledger=ledger, label="x" * 1_000_000))) < 500
 
 
 def test_what_a_label_says_makes_no_line_of_its_own(ledger: tbl.Ledger) -> None:

@@ -2,6 +2,7 @@
 
 import decimal
 import pickle
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from timeit import repeat
@@ -12,6 +13,7 @@ from genai_prices import data_snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tokenbudget_lab as tbl
 from tokenbudget_lab import pricing
 from tokenbudget_lab.errors import InvalidType, InvalidValue, PriceUnknown
 from tokenbudget_lab.pricing import Prices
@@ -198,6 +200,58 @@ def test_what_cannot_be_read_without_guessing_is_refused(prices: Prices, argumen
     wrong: dict[str, object] = {"model": "claude-sonnet-5-5", "at": NOVEMBER, argument: given_}
     with pytest.raises(InvalidType, match=argument):
         prices.cost(Usage(1, 1), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("time", "offset"), [(datetime.min, 14), (datetime.max, -12)])  # noqa: DTZ901 - it gets one
+def test_a_time_that_is_none_in_utc_is_named(time: datetime, offset: int) -> None:
+    """The first and the last hours of all time, where the zone leads out of it; those that are times in UTC have a price."""
+    there = time.replace(tzinfo=timezone(timedelta(hours=offset)))
+    here = time.replace(tzinfo=UTC)
+    with pytest.raises(InvalidValue, match=r"at: .* is outside the years 1 to 9999 in UTC"):
+        pricing.cost(Usage(1, 1), model="gpt-4o", at=there)
+    assert pricing.cost(Usage(1, 1), model="gpt-4o", at=here) > 0
+    assert tbl.estimate(["a"], model="gpt-4o", max_output_tokens=1, at=here, progress=False).cost_usd
+    with pytest.raises(InvalidValue, match="at: "):
+        tbl.estimate(["a"], model="gpt-4o", max_output_tokens=1, at=there, progress=False)
+    with tbl.connect(":memory:") as ledger, pytest.raises(InvalidValue, match="at: "):
+        tbl.reprice(ledger, at=there)
+
+
+@pytest.mark.parametrize("ask", [lambda name: pricing.cost(Usage(1, 1), model=name), tbl.counter_for, tbl.OpenAITokenCounter])
+def test_a_name_without_an_end_is_no_name_and_is_not_printed(ask: Callable[[str], object]) -> None:
+    with pytest.raises(InvalidValue, match="model: has 1,000,000 characters, and a name has 1,024 at most"):
+        ask("x" * 1_000_000)
+    with pytest.raises(PriceUnknown) as unknown:
+        pricing.cost(Usage(1, 1), model="x" * 1_000)
+    assert len(str(unknown.value)) < 400
+
+
+def test_only_a_call_that_was_to_be_made_was_not_sent() -> None:
+    """What is refused with a missing price, and what its error says of it.
+
+    cost           nothing: nothing was to be sent
+    reserve        nothing was sent
+    record         nothing was recorded
+    """
+    with pytest.raises(PriceUnknown) as asked:
+        pricing.cost(Usage(1, 1), model="no-such-model")
+    assert "unknown. Say it: ledger.set_price('no-such-model'" in str(asked.value)
+    assert str(asked.value).endswith("or write it into prices.toml")
+    with tbl.connect(":memory:") as ledger:
+        study = ledger.budget("study", usd=1)
+        with pytest.raises(PriceUnknown, match=r"unknown and nothing was sent\. .* or pass usd=…"):
+            study.reserve_sync(model="no-such-model", input_tokens=1, max_output_tokens=1)
+        with pytest.raises(PriceUnknown, match=r"unknown and nothing was recorded\. .* or pass usd=…"):
+            study.record(Usage(1, 1), model="no-such-model").result()
+
+
+def test_a_name_with_its_provider_before_it_is_told_the_name_that_has_a_price() -> None:
+    """It is not priced as that: OpenRouter sells models of the same names, some at several times the price."""
+    with pytest.raises(PriceUnknown, match="where openai itself is asked, call it 'gpt-4o'"):
+        pricing.cost(Usage(1, 1), model="openai/gpt-4o")
+    with pytest.raises(PriceUnknown) as unknown:
+        pricing.cost(Usage(1, 1), model="nobody/gpt-4o")
+    assert "call it" not in str(unknown.value)
 
 
 def test_a_refused_price_travels_between_processes(prices: Prices) -> None:

@@ -8,6 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -37,6 +39,15 @@ def read(source: Any, column: Any = None) -> list[Any]:
         (FRAME, pl.col("text").str.to_lowercase()),
         (FRAME.rename({"text": "prompt"}).with_columns(other=pl.lit("x")), None),
         (pa.table({"text": ["a", "b"]}), None),
+        (pa.table([["x"] * 2, ["y"] * 2, ["a", "b"]], names=["id", "id", "text"]), "text"),
+        (pd.DataFrame({"text": ["a", "b"]}, index=[7, 3]), None),
+        (pd.DataFrame({"mixed": ["x", 1], "text": ["a", "b"]}), "text"),
+        (pd.Series(["a", "b"], index=[7, 3]), None),
+        (pd.Series(["a", "b"], dtype=object), None),
+        (pd.Series(["a", "b"], dtype="category"), None),
+        (pd.Index(["a", "b"]), None),
+        (np.array(["a", "b"]), None),
+        (np.array(["a", "b"], dtype=object), None),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -83,7 +94,7 @@ def test_many_prompts_come_in_parts_and_are_not_read_before(monkeypatch: pytest.
         (pl.Series(["a", None]), None, "row 1: has no prompt"),
         (pl.Series([1, 2]), None, "row 0: is int"),
         (pl.Series(["a"]), "text", "names a column"),
-        (FRAME, "txet", "there is no column 'txet'; there are id, text"),
+        (FRAME, "txet", "there is no column 'txet'; it has id, text"),
         (FRAME.with_columns(more=pl.lit("x")), None, "say which column it is: id, text, more"),
         (FRAME, pl.col("nothing"), "cannot be made of this frame"),
         (FRAME, pl.col("id", "text"), "makes 2 columns"),
@@ -92,7 +103,26 @@ def test_many_prompts_come_in_parts_and_are_not_read_before(monkeypatch: pytest.
         (FRAME.lazy().select("nothing"), None, "cannot be made of this frame"),
         (pl.scan_parquet("/nowhere.parquet"), None, "cannot be made of this frame"),
         (pl.col("text"), None, "give a list of prompts, or a frame"),
-        (pl.DataFrame(), None, "there are none"),
+        (pl.DataFrame(), None, "is a frame without columns"),
+        (pl.scan_parquet("/nowhere.parquet"), None, "there is no file /nowhere.parquet)"),
+        (FRAME, pl.col("nothing"), "there is no column 'nothing'"),
+        (FRAME, 5, "prompt: is int, neither the name of a column nor"),
+        (FRAME, "x" * 1_000_000, "there is no column 'xxx"),
+        (
+            pa.table([["a"], ["b"]], names=["text", "text"]),
+            None,
+            "several columns of one name; rename them: there are text, text",
+        ),
+        (pa.table([["a"], ["b"]], names=["text", "text"]), "text", "several columns of one name"),
+        (pa.scalar("a"), None, "is StringScalar that cannot be read"),
+        (pd.DataFrame([["a", "b"]], columns=["text", "text"]), None, "several columns of one name"),
+        (pd.DataFrame({"text": ["a", None]}), None, "row 1: has no prompt"),
+        (pd.Series(["a", float("nan")], dtype=object), None, "row 1: has no prompt"),
+        (pd.DataFrame({"text": ["a"]}).groupby("text"), None, "is DataFrameGroupBy that cannot be read"),
+        (np.array("a"), None, "is ndarray; give a list"),
+        (np.array([["a"], ["b"]]), None, "prompt 0: is ndarray"),
+        (np.array(["a", None], dtype=object), None, "prompt 1: is missing"),
+        (np.array([1, 2]), None, "prompt 0: is int64"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else type(value).__name__,
 )
@@ -100,6 +130,28 @@ def test_what_is_no_prompt_is_named(source: Any, column: Any, said: str) -> None
     with pytest.raises(tbl.InvalidValue) as error:
         read(source, column)
     assert said in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+class OfNoLength:
+    """Two prompts that say that they are fewer than none."""
+
+    def __len__(self) -> int:
+        return -2  # noqa: PLE0303 - that is the point
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("ab")
+
+
+def test_who_says_nonsense_of_a_length_has_not_said_it() -> None:
+    """It is asked for a bar only."""
+    assert read(OfNoLength()) == ["a", "b"]
+    assert prompts.count_of(OfNoLength()) is None
+    for progress in (True, False):
+        counter = tbl.EstimationTokenCounter("gpt-6-mini")
+        assert (
+            tbl.estimate(OfNoLength(), model="gpt-6-mini", max_output_tokens=1, counter=counter, progress=progress).calls == 2
+        )
 
 
 @pytest.mark.parametrize(
@@ -138,9 +190,14 @@ def test_a_long_prompt_in_a_csv_is_read_and_the_limit_is_as_before(tmp_path: Pat
     [
         ("p.pdf", b"", "p.pdf is of no kind that is read: .parquet, .csv"),
         ("none.csv", None, "cannot be read (No such file"),
-        ("none.parquet", None, "cannot be read"),
+        ("none.parquet", None, "none.parquet cannot be read (No such file or directory)"),
         ("p.parquet", b"no parquet", "cannot be read"),
         ("p.csv", b"id,text\n1,a\n", "line 1: has no column 'prompt'; it has id, text"),
+        (
+            "p.csv",
+            b"My own words, as I wrote them.,7\nb,8\n",
+            "line 1: has no column 'prompt'; it has 3 columns, and what should",
+        ),
         ("p.csv", b"id,prompt\n1\n", "line 2: has 1 fields"),
         ("p.csv", b'id,prompt\n1,"a', "line 2: is no CSV"),
         ("p.csv", b"id,prompt\n1,\xff\n", "line 2: is not UTF-8"),
@@ -176,6 +233,33 @@ def test_what_a_prompt_says_is_in_no_error() -> None:
     with pytest.raises(tbl.InvalidType) as error:
         read([["my own words"]])
     assert "my own words" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "column"),
+    [
+        (pd.DataFrame({"text": ["my own words", 5]}), None),
+        (pd.Series(["my own words", 5]), None),
+        (pl.DataFrame({"text": ["my own words"]}), pl.col("text").cast(pl.Int64)),
+        (pl.DataFrame({"And my own words?": [1], "b": ["c"]}), "prompt"),
+        (pl.DataFrame({"And my own words?": ["b"], "c": ["d"]}), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_nor_what_stands_in_a_frame(source: Any, column: Any) -> None:
+    """Libraries quote the value that they cannot convert; a file that was read without its header has prompts for names."""
+    with pytest.raises(tbl.InvalidValue) as error:
+        read(source, column)
+    assert "my own words" not in str(error.value)
+
+
+def test_nor_the_first_line_of_a_file_without_a_header(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Is this spam? My own words.\nb\n")
+    (tmp_path / "p.jsonl").write_text('{"Is this spam? My own words.": 1}')
+    for name in ("p.csv", "p.jsonl"):
+        with pytest.raises(tbl.InvalidValue, match="1 column, and what should name them looks like text") as error:
+            list(read_prompts(tmp_path / name))
+        assert "own words" not in str(error.value)
 
 
 def test_a_file_is_the_one_that_is_named(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ image nor call is refused: it would be counted as zero.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from .counter import Content, System, Tools
 from .errors import CountFailed, InvalidType, told
+from .shapes import calls_in, json_of, list_of, mapping_of, must_say_something, system_of, text_in, tools_of
 
 A_MESSAGE, A_NAME, THE_REPLY = 3, 1, 3
 A_CALL = 4  # around a tool call's name and arguments
@@ -77,9 +78,7 @@ class Request:
     def add(self, text: Any) -> None:
         """One more text; what is absent adds nothing."""
         if text is not None:
-            if not isinstance(text, str):
-                raise InvalidType("content", f"{told(text)} is {type(text).__name__}, not a text")
-            self.texts.append(text)
+            self.texts.append(text_in("content", text))
 
 
 _KNOWN = {
@@ -98,30 +97,29 @@ def request_of(content: Content, *, tools: Tools | None, system: System | None, 
     if isinstance(content, str) and tools is None and system is None:
         request.add(content)
         return request
-    first = () if system is None else messages_of(system, "system")
-    for message in (*first, *messages_of(content, "user")):
+    for message in (*system_of(system), *messages_of(content)):
         _add_message(request, message, model)
     request.around += THE_REPLY
     if not model.startswith(_PUBLISHED) and model != "gpt-4":
         request.slack += THE_REPLY + request.around // A_MESSAGE
         request.note("what stands around messages is published for older models only")
-    if tools:
+    if tools is not None and (said := tools_of(tools)):
         request.guessed += THE_TOOLS
-        request.tools = (definitions(tools),)
+        request.tools = (definitions(said),)
         request.note("tools are estimated")
     return request
 
 
-def messages_of(content: Any, role: str) -> Sequence[Mapping[str, Any]]:
-    """A text as one message of a role, messages as they are."""
+def messages_of(content: Any) -> Sequence[Mapping[str, Any]]:
+    """A text as one message of the user, messages as they are."""
     if isinstance(content, str):
-        return ({"role": role, "content": content},)
-    if isinstance(content, bytes | Mapping) or not isinstance(content, Sequence):
-        raise InvalidType("content", f"{told(content)} is {type(content).__name__}, neither a text nor a list of messages")
+        return ({"role": "user", "content": content},)
+    if isinstance(content, bytes | bytearray | memoryview | Mapping) or not isinstance(content, Sequence):
+        raise InvalidType("content", f"is {type(content).__name__}, neither a text nor a list of messages")
     messages: Sequence[Mapping[str, Any]] = content
     for each in messages:
         if not isinstance(each, Mapping):
-            raise InvalidType("content", f"{told(each)} is {type(each).__name__}, not a message")
+            raise InvalidType("content", f"has {type(each).__name__} in it, where a message is a mapping")
     return messages
 
 
@@ -132,19 +130,19 @@ def _add_message(request: Request, message: Mapping[str, Any], model: str) -> No
         return
     if kind != "message" or "role" not in message:
         raise CountFailed("tiktoken", f"a message of type {told(kind)} cannot be estimated; {_BY_ENDPOINT}")
+    must_say_something(message)
     request.around += A_MESSAGE
-    request.add(message["role"])
+    request.add(text_in("role", message["role"]))
     if message.get("name") is not None:
         request.around += A_NAME
         request.add(message["name"])
     for part in _parts(message.get("content")):
         _add_part(request, part, model)
     request.add(message.get("refusal"))
-    for call in (*(message.get("tool_calls") or ()), message.get("function_call")):
-        if call is not None:
-            _add_call(request, call.get("function") or call)
+    for call in calls_in(message):
+        _add_call(request, call)
     if unknown := message.keys() - _KNOWN:
-        raise CountFailed("tiktoken", f"a message with {told(min(unknown))} cannot be estimated; {_BY_ENDPOINT}")
+        raise CountFailed("tiktoken", f"a message with {told(min(unknown, key=str))} cannot be estimated; {_BY_ENDPOINT}")
 
 
 def _parts(content: Any) -> Sequence[Any]:
@@ -152,17 +150,14 @@ def _parts(content: Any) -> Sequence[Any]:
         return ()
     if isinstance(content, str):
         return ({"type": "text", "text": content},)
-    if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise InvalidType("content", f"{told(content)} is {type(content).__name__}, neither a text nor a list of parts")
-    return content
+    return list_of("content", content, "a message has a text or a list of parts")
 
 
 def _add_part(request: Request, part: Any, model: str) -> None:
-    kind = part.get("type") if isinstance(part, Mapping) else None
+    part = mapping_of("content", part)
+    kind = text_in("content.type", part.get("type"))
     if kind in _TEXTS:
-        if not isinstance(part.get("text"), str):
-            raise InvalidType("content", "a part of type text has no text")
-        request.add(part["text"])
+        request.add(text_in("content.text", part.get("text")))
     elif kind == "refusal":
         request.add(part.get("refusal"))
     elif kind in {"image_url", "input_image"}:
@@ -183,9 +178,11 @@ def _add_image(request: Request, part: Mapping[str, Any], model: str) -> None:
 
 def _add_call(request: Request, call: Mapping[str, Any]) -> None:
     """A call of a tool, or its result."""
-    for name in ("name", "arguments", "output"):
-        value = call.get(name)
-        request.add(value if value is None or isinstance(value, str) else json.dumps(value))
+    parts = [call[name] for name in ("name", "arguments", "output") if call.get(name) is not None]
+    if not parts:
+        raise CountFailed("tiktoken", f"a call of {told(call.get('type'))} cannot be estimated; {_BY_ENDPOINT}")
+    for part in parts:
+        request.add(part if isinstance(part, str) else json_of("arguments", part))
     request.guessed += A_CALL
     request.slack += A_CALL
     request.note("tool calls are estimated")
@@ -207,11 +204,9 @@ def definitions(tools: Tools) -> str:
     return "\n".join(("namespace functions {", *(_definition(tool) for tool in tools), "}"))
 
 
-def _definition(tool: Any) -> str:
-    if not isinstance(tool, Mapping):
-        raise InvalidType("tools", f"{told(tool)} is {type(tool).__name__}, not a tool definition")
+def _definition(tool: Mapping[str, Any]) -> str:
     told_of = tool.get("function") or tool
-    if "name" not in told_of:
+    if not told_of.get("name"):
         kind = told(tool.get("type"))
         raise CountFailed("tiktoken", f"a tool of type {kind} cannot be estimated; {_BY_ENDPOINT}")
     schema = told_of.get("parameters") or {}
@@ -223,9 +218,9 @@ def _definition(tool: Any) -> str:
 def _type(schema: Any) -> str:
     """A JSON schema as a type; what is not known to this function stands in it as JSON."""
     if not isinstance(schema, Mapping):
-        return json.dumps(schema)
-    if "enum" in schema:
-        return " | ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"])
+        return json_of("tools", schema)
+    if schema.get("enum") is not None:
+        return " | ".join(json_of("tools", value) for value in schema["enum"])
     kind = schema.get("type")
     if kind == "object" or "properties" in schema:
         return "{\n" + "\n".join(_properties(schema)) + "\n}"
@@ -233,11 +228,12 @@ def _type(schema: Any) -> str:
         return f"{_type(schema.get('items', {}))}[]"
     if isinstance(kind, str):
         return "number" if kind == "integer" else kind
-    return json.dumps(schema, ensure_ascii=False) if schema else "any"
+    return json_of("tools", schema) if schema else "any"
 
 
 def _properties(schema: Mapping[str, Any]) -> Iterator[str]:
-    needed = schema.get("required") or ()
+    needed = schema.get("required")
+    needed = needed if isinstance(needed, Sequence) else ()
     for name, of in (schema.get("properties") or {}).items():
         if isinstance(of, Mapping) and of.get("description"):
             yield f"// {of['description']}"
@@ -261,22 +257,24 @@ def _items(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield {"type": "function_call_output", "call_id": message.get("tool_call_id"), "output": content}
         return
     if content:
-        yield {"role": role, "content": content if isinstance(content, str) else [_as_input(part, role) for part in content]}
-    for call in message.get("tool_calls") or ():
-        yield {"type": "function_call", "call_id": call.get("id"), **call["function"]}
+        parts = content if isinstance(content, str) else [_as_input(part, role) for part in _parts(content)]
+        yield {"role": role, "content": parts}
+    calls = calls_in(message)
+    ids = (call.get("id") for call in message.get("tool_calls") or ())
+    yield from ({"type": "function_call", "call_id": id, **call} for id, call in zip_longest(ids, calls))
 
 
 def _as_input(part: Any, role: str) -> Any:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
-        return {"type": "output_text" if role == "assistant" else "input_text", "text": part["text"]}
+        return {"type": "output_text" if role == "assistant" else "input_text", "text": text_in("text", part.get("text"))}
     if kind == "image_url":
-        given = part["image_url"]
+        given = part.get("image_url")
         given = given if isinstance(given, Mapping) else {"url": given}
-        return {"type": "input_image", "image_url": given["url"], "detail": given.get("detail", "auto")}
+        return {"type": "input_image", "image_url": text_in("url", given.get("url")), "detail": given.get("detail", "auto")}
     return part
 
 
 def as_flat(tools: Tools) -> list[Mapping[str, Any]]:
     """Tool definitions of Chat Completions as those of the Responses API; such as they are."""
-    return [{"type": "function", **tool["function"]} if "function" in tool else tool for tool in tools]
+    return [{"type": "function", **tool["function"]} if tool.get("function") else tool for tool in tools_of(tools)]

@@ -18,7 +18,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from .counter import TokenCounter
-from .errors import CountFailed, InvalidType, InvalidValue, told
+from .errors import CountFailed, told
+from .shapes import model_of
 
 GROUP = "tokenbudget_lab.counters"
 _OPENAI = re.compile(
@@ -51,11 +52,7 @@ def counter_for(
         >>> counter_for("gpt-5-mini")
         OpenAITokenCounter('gpt-5-mini')
     """
-    if not isinstance(model, str):
-        raise InvalidType("model", f"{told(model)} is {type(model).__name__}, not the name of a model")
-    if not model.strip():
-        raise InvalidValue("model", "it is empty; give a name such as 'gpt-5-mini'")
-    model, clients = model.strip(), {"client": client, "async_client": async_client}
+    model, clients = model_of(model), {"client": client, "async_client": async_client}
     given = {name: each for name, each in clients.items() if each is not None}
     if point := _registered(model):
         return _made(point, model, given)

@@ -21,6 +21,7 @@ from .usage import tokens_of
 Content = str | Sequence[Mapping[str, Any]]  # a text, or messages as the provider's API takes them
 Tools = Sequence[Mapping[str, Any]]
 System = str | Sequence[Mapping[str, Any]]
+_OF_ALL = ("tools", "system")  # what is wrong in these is wrong with each content
 SHOWN_AFTER_S = 1.0  # a bar for less would only flicker
 
 
@@ -167,8 +168,10 @@ class Placed:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, CountFailed):
             raise type(error)(error.method, error.reason, self._index) from error
-        if isinstance(error, InvalidType):
-            raise InvalidType(f"contents[{self._index}]", error.reason) from error
+        if isinstance(error, InvalidValue) and not error.argument.startswith(_OF_ALL):
+            within = error.argument.removeprefix("content")
+            where = within if within.startswith((".", "[")) or not within else f", {within}"
+            raise type(error)(f"contents[{self._index}]{where}", error.reason) from error
 
 
 async def _ended(tasks: list[asyncio.Task[None]]) -> None:
@@ -187,6 +190,14 @@ def items(contents: Iterable[Content]) -> Iterator[Content]:
     if isinstance(contents, str | bytes | Mapping) or not isinstance(contents, Iterable):
         raise InvalidType("contents", f"{told(contents)} is {type(contents).__name__}, not a list of texts or a column of them")
     return iter(contents)
+
+
+def size_of(contents: object) -> int | None:
+    """How many there are, where that is said before they are read; whoever says nonsense has not said it."""
+    try:
+        return len(contents) if isinstance(contents, Sized) else None
+    except Exception:  # noqa: BLE001 - somebody else's code, asked for a bar only
+        return None
 
 
 def at_least_one(name: str, value: int) -> int:
@@ -212,7 +223,7 @@ class Bar(Protocol):
 
 def shown(contents: object, progress: bool | None) -> Bar:  # noqa: FBT001 - it is passed on
     """A bar for as many as there are, which a wait of a second brings up; none where nobody would see it."""
-    total = len(contents) if isinstance(contents, Sized) else None
+    total = size_of(contents)
     notebook = _in_notebook()
     seen = notebook or sys.stderr.isatty()
     if progress is False or (progress is None and not seen):

@@ -645,7 +645,8 @@ def _complete(check: Check, c: Reserve | Record) -> None:
     totals, usd, tokens, requests = check
     name = totals.account.node.name
     if usd is not None and c.usd is None:
-        raise PriceUnknown(c.model) if c.model else AmountMissing(name, "usd")
+        undone = "sent" if isinstance(c, Reserve) else "recorded"
+        raise PriceUnknown(c.model, "", undone) if c.model else AmountMissing(name, "usd")
     if usd is not None and totals.unpriced_count and isinstance(c, Reserve):
         raise CallsUnpriced(name, totals.unpriced_count)
     if tokens is not None and c.tokens is None:

@@ -276,22 +276,24 @@ class AmountMissing(Refused, ValueError):
 
 
 class PriceUnknown(Refused, LookupError):
-    """No price for the model, and a limit in USD to keep.
+    """No price for the model, and a cost or a limit in USD that needs one.
 
     Attributes:
         model: its name.
         reason: what the catalogue said, where it said something.
+        undone: what was refused because of it: nothing was `sent`, or `recorded`; empty where only a cost was asked for.
     """
 
-    def __init__(self, model: str, reason: str = "") -> None:
-        super().__init__(model, reason)
-        self.model, self.reason = model, reason
+    def __init__(self, model: str, reason: str = "", undone: str = "") -> None:
+        super().__init__(model, reason, undone)
+        self.model, self.reason, self.undone = model, reason, undone
 
     def _text(self) -> str:
-        why = f" ({self.reason})" if self.reason else ""
+        name, why = told(self.model), f" ({self.reason})" if self.reason else ""
+        meant, else_ = (f" and nothing was {self.undone}", "pass usd=…") if self.undone else ("", "write it into prices.toml")
         return (
-            f"no price for {self.model!r}{why}, so its cost in USD is unknown and nothing was sent. "
-            f"Say it: ledger.set_price({self.model!r}, input_usd_per_mtok=…, output_usd_per_mtok=…), or pass usd=…"
+            f"no price for {name}{why}, so its cost in USD is unknown{meant}. "
+            f"Say it: ledger.set_price({name}, input_usd_per_mtok=…, output_usd_per_mtok=…), or {else_}"
         )
 
 
@@ -558,7 +560,7 @@ class NotALedger(LedgerUnavailable):
         self.path, self.reason = path, reason
 
     def _text(self) -> str:
-        return f"{self.path} is no ledger: {self.reason}. It was left as it is; choose another path."
+        return f"{self.path} is no ledger: {self.reason}. Nothing was made or changed; choose another path."
 
 
 class StoreFailed(LedgerUnavailable):

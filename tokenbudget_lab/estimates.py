@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+_WIDE = 80  # characters of a model's name in a line
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Estimate:
     """What prompts will cost, and how much of that a budget pays for.
@@ -45,6 +48,7 @@ class Estimate:
         exact: whether the provider would count the same.
         answers: where the output tokens come from.
         prices: whose prices, and of when.
+        unpriced_reason: why there is no cost; `None` where there is one.
         budget: which budget was looked at.
         left: what it had left, in words.
         calls_that_fit: so many of the first calls it pays for, sent one after the other; `None` without a budget.
@@ -68,6 +72,7 @@ class Estimate:
     exact: bool
     answers: str
     prices: str
+    unpriced_reason: str | None
     budget: str | None
     left: str | None
     calls_that_fit: int | None
@@ -83,7 +88,7 @@ class Estimate:
         sent = _between(f"{self.input_tokens:,}", f"{self.input_tokens_lower:,}", f"{self.input_tokens_upper:,}")
         written = _between(f"{self.output_tokens:,}", f"{self.output_tokens_lower:,}", f"{self.output_tokens_upper:,}")
         lines = [
-            f"{self.calls:,} calls of {self.model}",
+            f"{self.calls:,} calls of {self.model if len(self.model) <= _WIDE else f'{self.model[: _WIDE - 1]}…'}",
             f"  input   {sent} tokens ({self.method})",
             f"  output  {written} tokens ({self.answers})",
             f"  cost    {self._cost()} ({self.prices})",
@@ -94,7 +99,7 @@ class Estimate:
 
     def _cost(self) -> str:
         if self.cost_usd is None or self.cost_usd_lower is None or self.cost_usd_upper is None:
-            return "unknown"
+            return f"unknown: {self.unpriced_reason}"
         return _between(money(self.cost_usd), money(self.cost_usd_lower), money(self.cost_usd_upper))
 
     def _fitting(self) -> str:
@@ -151,7 +156,7 @@ def estimate(
         The totals, their bounds, and a frame with a row per call.
 
     Raises:
-        InvalidValue: no prompts, no such column, a row without a prompt.
+        InvalidValue: no prompts, no such column, a row without a prompt; a tier or speed that no price list knows.
         PriceUnknown: the budget limits USD, and the model has no price.
         CountFailed: a prompt cannot be counted.
 
@@ -166,11 +171,14 @@ def estimate(
     """
     budget, ledger = _where(budget, ledger, label)
     longest = tokens_of("max_output_tokens", max_output_tokens)
+    pricing = _Pricing(_prices(ledger), model, at, terms_of(batch=batch, tier=tier, speed=speed))
+    if counter is not None and not isinstance(counter, TokenCounter):
+        reason = f"is {type(counter).__name__}, and no TokenCounter; leave it out, or give what tbl.counter_for(model) gives"
+        raise InvalidType("counter", reason)
     if counter is None:
         counter = counter_for(model, ledger=ledger, label=label if isinstance(label, str) else None)
     counts = _counted(prompts, prompt, counter, {"system": system, "tools": tools}, progress)
     answers = answers_of(ledger, model, label, budget, len(counts), longest)
-    pricing = _Pricing(_prices(ledger), model, at, terms_of(batch=batch, tier=tier, speed=speed))
     plan = _Plan(counts, answers, longest, pricing)
     if budget is None:
         return plan.told(None, None, None, None)
@@ -196,6 +204,7 @@ class _Pricing:
         self._how: dict[str, Any] = {"at": at, "context": terms.context}
         self._known: dict[tuple[int, int], Decimal] = {}
         self._holds: dict[tuple[int, int, int], Decimal] = {}
+        prices.must_be_words(terms)
         self.missing: PriceUnknown | None = None
         self.source = "no price is known"
         try:
@@ -293,6 +302,7 @@ class _Plan:
             exact=all(count.exact for count in self.counts),
             answers=self.answers.known,
             prices=self.pricing.source,
+            unpriced_reason=None if self.pricing.missing is None else self.pricing.missing.reason,
             budget=budget,
             left=left,
             calls_that_fit=likely,
@@ -329,8 +339,10 @@ def _where(
         raise InvalidType("ledger", f"{told(ledger)} is {type(ledger).__name__}; give what tbl.connect gave")
     if isinstance(budget, Budget):
         return budget, ledger or budget.ledger  # type: ignore[return-value] # whichever ledger made it has frames
+    if budget is not None and not isinstance(budget, str):
+        raise InvalidType("budget", f"is {type(budget).__name__}, neither a budget nor the name of one")
     if budget is not None and ledger is None:
-        raise InvalidValue("budget", f"{budget!r} is a name; say in which ledger it is, with ledger=")
+        raise InvalidValue("budget", f"{told(budget)} is a name; say in which ledger it is, with ledger=")
     if label is not None and ledger is None:
         raise InvalidValue("label", "says which earlier calls to look at; say where they are, with ledger= or budget=")
     return (ledger.budget(budget) if budget is not None and ledger is not None else None), ledger

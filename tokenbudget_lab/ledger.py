@@ -291,7 +291,7 @@ class Ledger:
         made = json.loads(command.detail) if command.detail is not None else {}
         if "input_tokens" not in made:
             return AmountMissing(command.budget, "usd")
-        return PriceUnknown(command.model, why_unpriced(self.prices, command.model, made.get("context")))
+        return PriceUnknown(command.model, why_unpriced(self.prices, command.model, made.get("context")), error.undone)
 
     # --- who holds what in this process ------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from .connection import Ledger
 from .handles import Budget
 
 ENOUGH = 5  # measured answers, from which on their lengths say more than the longest that is allowed
+_WIDE = 120  # characters of a label or tags that are told
 _Z = 1.645  # of the normal distribution: nine in ten lie within
 
 
@@ -48,6 +49,7 @@ def answers_of(
     what = (
         f"label {label}" if isinstance(label, str) else f"{dict(label)}" if label else f"budget {budget.name if budget else ''}"
     )
+    what = what if len(what) <= _WIDE else f"{what[: _WIDE - 1]}…"
     lengths = [min(length, longest) for length in measured(ledger, model, label, budget)]
     if len(lengths) < ENOUGH:
         return Answers(longest, 0, longest, f"as long as allowed; {len(lengths) or 'no'} measured calls of {what}")

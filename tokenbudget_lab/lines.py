@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, BinaryIO, NoReturn
 
-from .errors import InvalidValue
+from .errors import InvalidValue, told
 
 MOST_BYTES = 1_000_000  # of one line
+_NAME = re.compile(r"[\w.:/()\[\]-]{1,30}(?: [\w.:/()\[\]-]{1,20})?")  # of a column: one word or two, and short ones
+_MOST_NAMES = 20
 
 
 def text_lines(file: BinaryIO, name: str, most_bytes: int = MOST_BYTES) -> Iterator[str]:
@@ -62,8 +65,24 @@ def _rows(rows: Any, name: str) -> Iterator[list[str]]:
 def _index(header: list[str], column: str, name: str) -> int:
     if header.count(column) != 1:
         many = f"{header.count(column)} columns" if column in header else "no column"
-        raise InvalidValue(f"{name}, line 1", f"has {many} {column!r}; it has {', '.join(header) or 'nothing'}")
+        raise InvalidValue(f"{name}, line 1", f"has {many} {told(column)}; it has {names_told(header)}")
     return header.index(column)
+
+
+def names_told(names: Sequence[str]) -> str:
+    """The names of columns in an error; only their number where one is no name: it may be a prompt, of a file without a header.
+
+    Examples:
+        >>> names_told(["id", "prompt text"]), names_told([])
+        ('id, prompt text', 'nothing')
+        >>> names_told(["7", "Is this spam? You have won!"])
+        '2 columns, and what should name them looks like text; is the header missing? The first line has to name the columns'
+    """
+    if all(_NAME.fullmatch(name) for name in names):
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        return ", ".join(names[:_MOST_NAMES]) + more or "nothing"
+    what = f"{len(names):,} column{'' if len(names) == 1 else 's'}, and what should name them looks like text"
+    return f"{what}; is the header missing? The first line has to name the columns"
 
 
 def json_objects(file: BinaryIO, name: str, most_bytes: int = MOST_BYTES) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -198,7 +198,7 @@ def _check_kind(path: Path) -> None:
         status = path.stat()
     except FileNotFoundError:
         if not path.parent.is_dir():
-            raise NotALedger(str(path), f"the folder {path.parent} does not exist") from None
+            raise NotALedger(str(path), f"there is no folder {path.parent}") from None
         return
     except OSError as error:
         raise NotALedger(str(path), error.strerror or str(error)) from error

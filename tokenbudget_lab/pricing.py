@@ -14,14 +14,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .checks import MAX_TEXT
 from .errors import InvalidType, InvalidValue, PriceUnknown, told
 from .own_prices import OwnPrice, on_day, own_price, prices_path, read_prices
-from .rates import EXACT, Tariff, catalogue_version, depends_on_hour, read_tariff, snapshot_source
+from .rates import EXACT, Tariff, catalogue_version, depends_on_hour, read_tariff, snapshot_source, words_of
 from .reported import Reported
-from .terms import Quote, terms_of
+from .terms import Quote, Terms, terms_of
 from .usage import Usage, most_of, tokens_of
 
 if TYPE_CHECKING:
+    from genai_prices.data_snapshot import DataSnapshot
     from genai_prices.types import ModelInfo, Provider
 
 
@@ -200,6 +202,20 @@ class Prices:
         self._find(model)
         return self._current().source
 
+    def must_be_words(self, terms: Terms) -> None:
+        """Refuse a tier or speed that no price of any model depends on: it is mistyped.
+
+        Raises:
+            InvalidValue: with those that there are.
+        """
+        for argument, key, word in (("tier", "service_tier", terms.tier), ("speed", "speed", terms.speed)):
+            if word in (None, "standard"):
+                continue
+            known = words_of(self._current().snapshot).get(key, set())
+            if word not in known:
+                listed = ", ".join(sorted({"standard", *known} - {"default"}))
+                raise InvalidValue(argument, f"{told(word)} has a price in no price list; known are {listed}")
+
     def provider(self, model: str) -> str | None:
         """Who sells the model according to the catalogue: `anthropic`, `openai`, …; `None` where it does not know."""
         try:
@@ -215,7 +231,7 @@ class Prices:
         return by_hand if by_hand is not None else on_day(self._from_file.get(name, ()), at)
 
     def _tariff(self, model: str, at: datetime | None, context: Mapping[str, str] | None) -> Tariff:
-        at = _aware(at)
+        at = aware(at)
         if (own := self._own(model, at)) is not None:
             return own.for_context(model, context)
         catalogue = self._current()
@@ -241,9 +257,20 @@ class Prices:
             try:
                 found: tuple[Provider, ModelInfo] = catalogue.snapshot.find_provider_model(name, None, None, None)
                 return found
-            except LookupError as unknown:  # kept, because each search goes through the whole catalogue
-                reason = catalogue.misses[name] = str(unknown)
+            except LookupError:  # kept, because each search goes through the whole catalogue
+                reason = f"genai-prices has no model {told(model, 60)}{_advice(catalogue.snapshot, name)}"
+                catalogue.misses[name] = reason
         raise PriceUnknown(model, reason)
+
+
+def _advice(snapshot: DataSnapshot, name: str) -> str:
+    """What to say of `openai/gpt-4o`: it is not priced as `gpt-4o`, as a seller of the same name may ask more or less."""
+    seller, _, bare = name.partition("/")
+    try:
+        sold, plain = (snapshot.find_provider_model(bare, None, each, None) for each in (seller, None))
+    except LookupError:
+        return ""
+    return f"; where {sold[0].id} itself is asked, call it {told(bare, 60)}" if sold == plain else ""
 
 
 def cost(
@@ -320,15 +347,26 @@ def user_prices() -> Prices:
 
 def _name(model: str) -> str:
     if not isinstance(model, str):
-        raise InvalidType("model", f"{model!r} is {type(model).__name__}, not a string")
+        raise InvalidType("model", f"{told(model)} is {type(model).__name__}, not a string")
+    if len(model) > MAX_TEXT:
+        raise InvalidValue("model", f"has {len(model):,} characters, and a name has {MAX_TEXT:,} at most")
     return model.lower()
 
 
-def _aware(at: datetime | None) -> datetime:
+def aware(at: datetime | None) -> datetime:
+    """A time in UTC; now where none is given.
+
+    Raises:
+        InvalidType: no datetime.
+        InvalidValue: it has no time zone, or is so near the years 1 and 9999 that it is no time in UTC.
+    """
     if at is None:
         return datetime.now(UTC)
     if not isinstance(at, datetime):
-        raise InvalidType("at", f"{at!r} is {type(at).__name__}, not a datetime")
-    if at.utcoffset() is None:
-        raise InvalidValue("at", f"{at} has no time zone; use datetime.now(timezone.utc) or .astimezone()")
-    return at.astimezone(UTC)
+        raise InvalidType("at", f"{told(at)} is {type(at).__name__}, not a datetime")
+    try:
+        if at.utcoffset() is not None:
+            return at.astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise InvalidValue("at", f"{at.isoformat()} is outside the years 1 to 9999 in UTC; give the day of the calls") from None
+    raise InvalidValue("at", f"{at} has no time zone; use datetime.now(timezone.utc) or .astimezone()")

@@ -6,14 +6,14 @@ A prompt is a text, or messages as a provider's API takes them. What is neither 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .counter import Content
-from .errors import InvalidType, InvalidValue
-from .lines import csv_fields, json_objects, text_lines
+from .counter import Content, size_of
+from .errors import InvalidType, InvalidValue, told
+from .lines import csv_fields, json_objects, names_told, text_lines
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,16 +43,17 @@ def prompts_of(source: Any, column: str | pl.Expr | None = None) -> Iterator[lis
         return
     if column is not None:
         raise InvalidValue("prompt", f"names a column, and {type(source).__name__} has none")
-    if not isinstance(source, Iterable):
-        raise InvalidType("prompts", f"is {type(source).__name__}; give a list of prompts, or a frame")
-    rows = enumerate(source)
+    try:
+        rows = enumerate(source)
+    except TypeError:
+        raise InvalidType("prompts", f"is {type(source).__name__}; give a list of prompts, or a frame") from None
     while part := list(islice(rows, AT_ONCE)):
         yield [content_of(f"prompt {n}", prompt) for n, prompt in part]
 
 
 def count_of(source: Any) -> int | None:
     """How many prompts there are, where that is known before they are read."""
-    return len(source) if hasattr(source, "__len__") else None
+    return size_of(source)
 
 
 def content_of(where: str, prompt: Any) -> Content:
@@ -74,10 +75,10 @@ def _series(source: Any, column: str | pl.Expr | None) -> pl.Series | None:
         return None
     import polars as pl
 
-    if library == "pandas":
-        source = pl.from_pandas(source)
-    elif library == "pyarrow":
-        source = pl.from_arrow(source)
+    if library != "polars":
+        source = _as_polars(source, library, column)
+    if column is not None and not isinstance(column, str | pl.Expr):
+        raise InvalidType("prompt", f"is {type(column).__name__}, neither the name of a column nor a Polars expression")
     if isinstance(source, pl.Series):
         if column is not None:
             raise InvalidValue("prompt", "names a column, and a single one was given")
@@ -90,7 +91,7 @@ def _series(source: Any, column: str | pl.Expr | None) -> pl.Series | None:
         found: pl.DataFrame = lazy.select(chosen).collect()
         rows = found.height if isinstance(chosen, str) else lazy.select(pl.len()).collect().item()
     except (OSError, ArithmeticError, pl.exceptions.PolarsError) as error:
-        raise InvalidValue("prompt", f"cannot be made of this frame ({str(error).splitlines()[0]})") from error
+        raise InvalidValue("prompt", f"cannot be made of this frame ({_said(error)})") from error
     if found.width != 1:
         raise InvalidValue("prompt", f"makes {found.width} columns, and not one")
     if found.height != rows:
@@ -98,18 +99,39 @@ def _series(source: Any, column: str | pl.Expr | None) -> pl.Series | None:
     return found.to_series()
 
 
+def _as_polars(source: Any, library: str, column: Any) -> Any:
+    """Another library's frame or column; what an error of a conversion would say stays unsaid, as it quotes values."""
+    import polars as pl
+
+    names = [*map(str, getattr(source, "columns" if library == "pandas" else "column_names", ()))]
+    if isinstance(column, str) and names.count(column) == 1:  # of the others nothing is asked, whatever they are
+        position = names.index(column)
+        source = source.iloc[:, [position]] if library == "pandas" else source.select([position])
+        names = [column]
+    if len(set(names)) < len(names):
+        raise InvalidValue("prompts", f"has several columns of one name; rename them: there are {names_told(names)}")
+    try:
+        return pl.from_pandas(source) if library == "pandas" else pl.from_arrow(source)
+    except (TypeError, ValueError, ArithmeticError, NotImplementedError, pl.exceptions.PolarsError):
+        kind = type(source).__name__
+        reason = f"is {kind} that cannot be read (a column of several types?); give a list of prompts, or say prompt="
+        raise InvalidType("prompts", reason) from None
+
+
 def _column(schema: Mapping[str, Any], column: str | None) -> str:
     import polars as pl
 
     names = list(schema)
+    if not names:
+        raise InvalidValue("prompts", "is a frame without columns")
     if column is not None:
         if column not in names:
-            raise InvalidValue("prompt", f"there is no column {column!r}; there are {', '.join(names) or 'none'}")
+            raise InvalidValue("prompt", f"there is no column {told(column)}; it has {names_told(names)}")
         return column
     texts = [name for name, kind in schema.items() if kind == pl.String]
     if "prompt" in names or len(texts) != 1:
         if "prompt" not in names:
-            raise InvalidValue("prompt", f"say which column it is: {', '.join(names) or 'there are none'}")
+            raise InvalidValue("prompt", f"say which column it is: {names_told(names)}")
         return "prompt"
     return texts[0]
 
@@ -154,11 +176,30 @@ def _parquet(path: Path) -> pl.LazyFrame:
     import polars as pl
 
     try:
+        path.open("rb").close()  # says why not in the system's words
         frame = pl.scan_parquet(path, glob=False)
         frame.collect_schema()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InvalidValue("prompts", f"{path} cannot be read ({str(error).splitlines()[0]})") from error
+    except pl.exceptions.PolarsError as error:
+        raise InvalidValue("prompts", f"{path} cannot be read: it is no Parquet file, or a part of one") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return frame
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidValue:
+    return InvalidValue("prompts", f"{path} cannot be read ({error.strerror or type(error).__name__})")
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with a frame: which file or column is missing; of other errors their kind, as they may quote prompts."""
+    import polars as pl
+
+    first = (str(error).splitlines() or [""])[0]
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {first.partition('): ')[2] or first}"
+    if isinstance(error, pl.exceptions.ColumnNotFoundError):
+        return f"there is no column {told(first.partition('; ')[0].removeprefix('unable to find column ').strip(chr(34)))}"
+    return type(error).__name__
 
 
 def _read_lines(path: Path, kind: str, column: str) -> Iterator[Content]:
@@ -171,10 +212,10 @@ def _read_lines(path: Path, kind: str, column: str) -> Iterator[Content]:
             else:
                 for where, row in json_objects(file, path.name, MOST_BYTES):
                     if column not in row:
-                        raise InvalidValue(where, f"has no {column!r}; it has {', '.join(row)[:200] or 'nothing'}")
+                        raise InvalidValue(where, f"has no {told(column)}; it has {names_told(list(row))}")
                     yield content_of(where, row[column])
     except OSError as error:
-        raise InvalidValue("prompts", f"{path} cannot be read ({error.strerror or error})") from error
+        raise _unreadable(path, error) from error
 
 
 def _of_csv(file: Any, name: str, column: str) -> Iterator[str]:

@@ -208,6 +208,15 @@ def _check_context(model: str, provider: Provider, info: ModelInfo, at: datetime
         raise PriceUnknown(model, f"none for {as_told(context)} together on {at:%Y-%m-%d}")
 
 
+def words_of(snapshot: DataSnapshot) -> Mapping[str, set[str]]:
+    """The terms that prices of this catalogue depend on, and their values: `{"service_tier": {"flex", …}, …}`."""
+    words: dict[str, set[str]] = {}
+    variants = (each for provider in snapshot.providers for model in provider.models for each in model.price_variants or ())
+    for key, value in (item for variant in variants for item in variant.when.items()):
+        words.setdefault(key, set()).add(value)
+    return words
+
+
 def depends_on_hour(info: ModelInfo) -> bool:
     """Whether its price changes within a day."""
     from genai_prices.types import ModelPrice, TimeOfDateConstraint

@@ -17,7 +17,7 @@ import polars as pl
 from .connection import Ledger
 from .errors import InvalidType, InvalidValue, PriceUnknown
 from .handles import Budget
-from .pricing import user_prices
+from .pricing import aware, user_prices
 from .terms import Quote, Terms, terms_of
 from .usage import Usage, pico_of_cost, usd_of
 
@@ -78,8 +78,7 @@ def reprice(
     missing = [name for name in _ALIKE if name not in frame.columns]
     if missing:
         raise InvalidValue("calls", f"lacks {', '.join(missing)}; select columns after repricing")
-    if at is not None and at.utcoffset() is None:
-        raise InvalidValue("at", f"{at!r} is no datetime with a time zone; use datetime.now(timezone.utc)")
+    at = None if at is None else aware(at)
     chosen = prices if prices is not None else own if own is not None else user_prices()
     pricer = _Pricer(chosen, model, at, batch, terms_of(batch=batch, tier=tier, speed=speed))
     known: dict[tuple[Any, ...], tuple[Any, ...]] = {}

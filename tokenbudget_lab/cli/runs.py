@@ -16,7 +16,8 @@ from tokenbudget_lab import replay as play
 from tokenbudget_lab.errors import InvalidValue, money
 from tokenbudget_lab.render import escaped
 
-from .shell import INTERRUPTED, Embedded, Json, LedgerOption, console, examples, opened, plain, print_json, progress
+from . import INTERRUPTED
+from .shell import Embedded, Json, LedgerOption, console, examples, opened, plain, print_json, progress
 
 app = typer.Typer()
 

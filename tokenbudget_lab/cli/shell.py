@@ -33,7 +33,9 @@ from tokenbudget_lab.errors import (
 )
 from tokenbudget_lab.place import Place, place_of
 
-FINE, REFUSED, BAD_INPUT, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 130
+from . import interrupted
+
+FINE, REFUSED, BAD_INPUT, UNAVAILABLE = 0, 1, 2, 3
 _PIPE_WIDTH = 200  # columns of a table that goes to a file or another program
 _HINTS: dict[type, str] = {
     BudgetDiffers: "Here: leave the limit out to go on with it, or change it with `tokenbudget budget limit`.",
@@ -67,6 +69,13 @@ def examples(*lines: str) -> str:
 class Commands(TyperGroup):
     """Commands whose errors become one sentence and an exit code."""
 
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        """Read the arguments; Ctrl-C meanwhile is none of the library's `Aborted`."""
+        try:
+            return super().make_context(*args, **settings)
+        except KeyboardInterrupt:
+            interrupted()
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what was read from a damaged ledger is shown, with its warning, and ends with 1."""
         aloud.damage = None
@@ -79,8 +88,7 @@ class Commands(TyperGroup):
             complain(error)
             raise typer.Exit(code_of(error)) from None
         except KeyboardInterrupt:
-            typer.echo("tokenbudget: interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            interrupted()
         finally:
             log.removeHandler(aloud)
         if _unsound():

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 from ..answers import Answers
 from ..clients import Clients, PerLoop
 from ..counter import Content, Count, System, TokenCounter, Tools
-from ..errors import CountFailed, EndpointUnreachable, InvalidType, InvalidValue, redacted
+from ..errors import CountFailed, EndpointUnreachable, InvalidType, InvalidValue, redacted, told
+from ..shapes import model_of, tools_of
 
 if TYPE_CHECKING:
     import anthropic
@@ -66,7 +67,7 @@ class ClaudeTokenCounter(TokenCounter):
         concurrency: int = 16,
         cache_size: int = 100_000,
     ) -> None:
-        self.model = _model(model)
+        self.model = model_of(model, "claude-sonnet-5-5")
         self.concurrency = _at_least(1, "concurrency", concurrency)
         self.cache_size = _at_least(0, "cache_size", cache_size)
         self._client = _of_kind("client", client, asynchronous=False)
@@ -130,12 +131,19 @@ class ClaudeTokenCounter(TokenCounter):
     def _request(self, content: Content, tools: Tools | None, system: System | None) -> tuple[dict[str, Any], bytes | None]:
         """What is sent, as it is now, and its hash; none where it is more than JSON, such as an open file."""
         self._check_process()
-        request = {"model": self.model, "messages": _messages(content)}
-        request |= {name: _plain(value) for name, value in {"tools": tools, "system": system}.items() if value is not None}
         try:
+            request = {"model": self.model, "messages": _messages(content)}
+            if tools is not None:
+                request["tools"] = [_plain(tool) for tool in tools_of(tools)]
+            if system is not None:
+                request["system"] = _plain(system)
             return request, hashlib.sha256(json.dumps(request).encode()).digest()
+        except InvalidType:
+            raise
         except TypeError:
             return request, None
+        except RecursionError:
+            raise InvalidValue("content", "it is nested too deep to be a request") from None
 
     def _check_process(self) -> None:
         """Start anew in a forked child: on a connection that both have, one would read the other's answers."""
@@ -242,7 +250,7 @@ def _reason(error: anthropic.APIStatusError, model: str, secrets: tuple[str | No
         return f"the API is out of order or overloaded ({status}), and stayed so through the SDK's retries; ask again later"
     said = _without_secrets(str(getattr(error, "api_message", None) or "it does not say why"), secrets)
     if status == 404:  # noqa: PLR2004 - of HTTP
-        return f"the API does not know {model!r}, or does not count (404: {said}); check the model and base_url"
+        return f"the API does not know {told(model)}, or does not count (404: {said}); check the model and base_url"
     return f"the API refused the request ({status}: {said}); it would refuse the call itself too"
 
 
@@ -304,14 +312,6 @@ def _plain(value: Any) -> Any:
         left_out = getattr(value, "__api_exclude__", None)
         return value.model_dump(mode="json", exclude_unset=True, exclude=left_out)
     return value
-
-
-def _model(model: Any) -> str:
-    if not isinstance(model, str):
-        raise InvalidType("model", f"{model!r} is {type(model).__name__}, not the name of a model")
-    if not model.strip():
-        raise InvalidValue("model", "it is empty; give a name such as 'claude-sonnet-5-5'")
-    return model
 
 
 def _at_least(least: int, name: str, value: Any) -> int:

@@ -6,7 +6,6 @@ proportional to the text, whatever is in it; and only what a provider has measur
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from .. import images
 from ..counter import Content, Count, System, TokenCounter, Tools
 from ..errors import CountFailed, InvalidType, InvalidValue
 from ..learning import ENOUGH, ESTIMATE, KEPT, LABEL, NOTHING, Learned, Pair, Sql, learned, pair, pairs_of
+from ..shapes import calls_in, json_of, list_of, mapping_of, model_of, must_say_something, system_of, text_in, tools_of
 from ..usage import Usage
 from ..weighing import family
 
@@ -83,7 +83,7 @@ class EstimationTokenCounter(TokenCounter):
     """
 
     def __init__(self, model: str, *, ledger: Sql | None = None, label: str | None = None) -> None:
-        self.model = _named("model", model)
+        self.model = model = model_of(model)
         self.label = None if label is None else _named("label", label)
         name, format_, self._note = _family_of(model)
         self._family, self._format = family(name), _FORMATS[format_]
@@ -216,17 +216,18 @@ class _Request:
     def add(self, content: Content, tools: Tools | None, system: System | None) -> None:
         """Add all of it."""
         self.frame += self.format.once
-        messages = [{"role": "user", "content": content}] if isinstance(content, str) else _list("content", content)
-        if system is not None:
-            self.message({"role": "system", "content": system})
-        for message in messages:
-            self.message(_mapping(message))
+        wanted = "give a text or a list of messages"
+        messages = [{"role": "user", "content": content}] if isinstance(content, str) else list_of("content", content, wanted)
+        for message in (*system_of(system), *messages):
+            self.message(mapping_of("content", message))
         if tools is not None:
-            self.tools(_list("tools", tools))
+            self.tools(tools_of(tools))
 
     def message(self, message: Mapping[str, Any]) -> None:
         """One message: its frame, its content, and what else it has, such as a name or calls of tools."""
         self.frame += self.format.message
+        must_say_something(message)
+        calls_in(message)  # that they are some; they count as they are sent
         self.part(message.get("content"))
         self.rest({name: value for name, value in message.items() if name not in {"role", "content"}})
 
@@ -236,15 +237,15 @@ class _Request:
             self.words += self.tokens(part)
         elif isinstance(part, Sequence) and not isinstance(part, (bytes, bytearray, memoryview)):
             for each in part:
-                self.part(each)
+                self.part(each if isinstance(each, str) else mapping_of("content", each))
         elif part is not None:
-            self.block(_mapping(part))
+            self.block(mapping_of("content", part))
 
     def block(self, block: Mapping[str, Any]) -> None:
         """A block of content."""
-        kind = block.get("type")
-        if kind in _TEXTS and isinstance(block.get("text"), str):
-            self.words += self.tokens(block["text"])
+        kind = text_in("content.type", block.get("type"))
+        if kind in _TEXTS:
+            self.words += self.tokens(text_in("content.text", block.get("text")))
         elif kind in _IMAGES:
             self.image(block)
         elif _is_data(block):
@@ -256,7 +257,7 @@ class _Request:
     def rest(self, values: Mapping[str, Any]) -> None:
         """What is sent as JSON."""
         if values:
-            self.words += self.tokens(_json(values))
+            self.words += self.tokens(json_of("content", values))
 
     def image(self, block: Mapping[str, Any]) -> None:
         """An image, by its size where its data is at hand."""
@@ -266,10 +267,10 @@ class _Request:
         if size is None:
             self.notes["an image of unknown size is counted as the largest"] = None
 
-    def tools(self, tools: Sequence[Any]) -> None:
+    def tools(self, tools: Sequence[Mapping[str, Any]]) -> None:
         """Definitions of tools, by their JSON."""
         if tools:
-            self.guessed += self.format.tools + sum(self.tokens(_json(_mapping(tool))) for tool in tools)
+            self.guessed += self.format.tools + sum(self.tokens(json_of("tools", tool)) for tool in tools)
             self.notes["tools are a guess by their JSON"] = None
 
 
@@ -302,29 +303,6 @@ def _unscaled(estimated: Any) -> float:
 
 def _input(measured: Any) -> Any:
     return measured.input_tokens if isinstance(measured, Usage) else measured
-
-
-def _list(argument: str, value: Any) -> Sequence[Any]:
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):
-        return value
-    raise InvalidType(argument, f"{type(value).__name__} is neither a text nor a list of mappings")
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """A mapping, or what an SDK's object sends."""
-    if isinstance(value, Mapping):
-        return value
-    if hasattr(value, "model_dump"):
-        dumped: Mapping[str, Any] = value.model_dump(mode="json", exclude_none=True)
-        return dumped
-    raise InvalidType("content", f"a message, block or tool is a mapping, not {type(value).__name__}")
-
-
-def _json(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, default=lambda one: dict(_mapping(one)))
-    except ValueError as error:  # a circle
-        raise InvalidValue("content", str(error)) from None
 
 
 def _is_data(block: Mapping[str, Any]) -> bool:

@@ -19,7 +19,8 @@ from ..chat import UNSURE_OF_TOOLS, Request, as_flat, as_items, messages_of, req
 from ..clients import Clients
 from ..counter import Content, Count, Placed, System, TokenCounter, Tools, at_least_one, items, shown
 from ..encodings import NEWEST
-from ..errors import CountFailed, EndpointUnreachable, InvalidType, InvalidValue, redacted, told
+from ..errors import CountFailed, EndpointUnreachable, InvalidType, redacted
+from ..shapes import model_of, system_of
 from ..tokenizers import Tally, checked_backend, tallies, tally
 from ..usage import MAX_TOKENS
 
@@ -74,7 +75,7 @@ class OpenAITokenCounter(TokenCounter):
         client: openai.OpenAI | None = None,
         async_client: openai.AsyncOpenAI | None = None,
     ) -> None:
-        self.model = _model(model)
+        self.model = model_of(model).removeprefix("openai/")
         self.backend = checked_backend(backend)
         self.endpoint = endpoint or client is not None or async_client is not None
         self.encoding, self.assumed = _encoding_of(self.model)
@@ -206,12 +207,11 @@ class OpenAITokenCounter(TokenCounter):
 
     def _question(self, content: Content, tools: Tools | None, system: System | None) -> dict[str, Any]:
         asked: dict[str, Any] = {"model": self.model, "input": content}
-        if not isinstance(content, str):
-            asked["input"] = as_items(messages_of(content, "user"))
+        first = () if isinstance(system, str) else system_of(system)
+        if first or not isinstance(content, str):
+            asked["input"] = as_items((*first, *messages_of(content)))
         if isinstance(system, str):
             asked["instructions"] = system
-        elif system is not None:
-            asked["input"] = as_items((*messages_of(system, "system"), *messages_of(content, "user")))
         if tools is not None:
             asked["tools"] = as_flat(tools)
         return asked
@@ -254,14 +254,6 @@ class OpenAITokenCounter(TokenCounter):
 
 
 # --- models --------------------------------------------------------------------------------------------------------------
-
-
-def _model(model: Any) -> str:
-    if not isinstance(model, str):
-        raise InvalidType("model", f"{told(model)} is {type(model).__name__}, not the name of a model")
-    if not model.strip():
-        raise InvalidValue("model", "it is empty; give a name such as 'gpt-5-mini'")
-    return model.strip().removeprefix("openai/")
 
 
 def _encoding_of(model: str) -> tuple[str, bool]:
