@@ -27,7 +27,7 @@ def test_the_study_ends_within_its_caps_and_is_refused_when_the_money_is_gone(re
 
 
 def test_every_attempt_is_accounted_for(report: study.Study) -> None:
-    """What was reserved counts, or was given back; what was refused was never reserved, and each call was made at least once."""
+    """What was reserved counts, or was given back; what was refused was never reserved."""
     with tbl.connect(report.ledger, embedded=True) as ledger:
         reserved = ledger.sql("select count(*) as n from events where kind = 'reserved'")["n"][0]
     assert sum(row.calls + row.failed for row in report.conditions) == reserved
