@@ -125,7 +125,7 @@ def test_terms_are_kept_where_the_hold_was_given_in_dollars_and_found_by_key(led
     [
         ("claude-sonnet-5-5", message(service_tier="standard"), "0.0007"),
         ("claude-sonnet-5-5", message(service_tier="batch"), "0.00035"),
-        ("claude-opus-5-5", message(service_tier="standard", speed="fast"), "0.0028"),
+        ("claude-opus-5-5", message(service_tier="standard", speed="fast") | {"model": "claude-opus-5-5"}, "0.0028"),
         ("gpt-5", chat() | {"service_tier": "default"}, "0.000625"),
         ("gpt-5", chat() | {"service_tier": "flex"}, "0.0003125"),
         ("gpt-5", response() | {"service_tier": "priority"}, "0.00125"),
@@ -183,7 +183,8 @@ def test_a_broken_stream_is_estimated_and_never_measured(ledger: tbl.Ledger) -> 
 
 def test_what_was_billed_beside_a_reply_counts_in_tokens_and_dollars(ledger: tbl.Ledger, log: Log) -> None:
     compaction = {"type": "compaction", "input_tokens": 90_000, "output_tokens": 1_000}
-    told = counted(ledger.budget("lab", usd=5).record(message(iterations=[compaction]), model="claude-haiku-5-5"))
+    reply = message(iterations=[compaction]) | {"model": "claude-haiku-5-5"}
+    told = counted(ledger.budget("lab", usd=5).record(reply, model="claude-haiku-5-5"))
     assert (told.tokens, told.usd) == (91_150, Decimal("0.009535"))
     event = log.last("recorded")
     assert (event.input_tokens, from_detail(event)["beside"]) == (100, [[None, 90_000, 1_000]])
@@ -197,3 +198,52 @@ def test_whatever_a_provider_reports_an_events_detail_stays_short() -> None:
         _, detail = ledger.cost(tbl.Reported.of(reply), "é" * 1_000, UNSAID)
     assert detail is not None
     assert len(detail) < 4_096
+
+
+def test_the_price_is_that_of_the_model_that_answered(ledger: tbl.Ledger, log: Log) -> None:
+    """A dated snapshot can cost more than what its undated name costs now; the provider bills what answered."""
+    study = ledger.budget("study", usd=1)
+    reply = {
+        "id": "r1",
+        "object": "chat.completion",
+        "model": "gpt-4o-2024-05-13",
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 1000},
+    }
+    with study.reserve(model="gpt-4o", input_tokens=1000, max_output_tokens=1000) as call:
+        counted = call.commit(reply).result()
+    assert (
+        counted.usd
+        == tbl.cost(tbl.Usage(1000, 1000), model="gpt-4o-2024-05-13")
+        > tbl.cost(tbl.Usage(1000, 1000), model="gpt-4o")
+    )
+    assert tbl.cost(reply, model="gpt-4o") == counted.usd
+    assert '"answered_by":"gpt-4o-2024-05-13"' in (log.last("committed").detail or "")
+
+
+def test_a_price_that_the_user_said_holds_whoever_answered(ledger: tbl.Ledger) -> None:
+    """A deployment has a name of her own, and its replies name the model behind it."""
+    prices = tbl.Prices()
+    prices.set_price("our-deployment", input_usd_per_mtok=1, output_usd_per_mtok=1)
+    with tbl.connect(":memory:", prices=prices) as own:
+        study = own.budget("study", usd=1)
+        with study.reserve(model="our-deployment", input_tokens=1000, max_output_tokens=1000) as call:
+            reply = {
+                "object": "chat.completion",
+                "model": "gpt-4o",
+                "usage": {"prompt_tokens": 1000, "completion_tokens": 1000},
+            }
+            assert call.commit(reply).result().usd == Decimal("0.002")
+
+
+def test_a_model_of_another_name_that_nobody_has_a_price_for_has_no_cost(ledger: tbl.Ledger, log: Log) -> None:
+    """It is not priced as what was asked for: it may have cost anything."""
+    study = ledger.budget("study", usd=1)
+    with study.reserve(model="gpt-4o", input_tokens=1000, max_output_tokens=1000) as call:
+        reply = {
+            "object": "chat.completion",
+            "model": "some-other",
+            "usage": {"prompt_tokens": 1000, "completion_tokens": 1000},
+        }
+        counted = call.commit(reply).result()
+    assert (counted.basis, counted.usd) == ("unknown", Decimal("0.0125"))
+    assert "some-other" in (log.last("committed").detail or "")

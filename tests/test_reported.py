@@ -278,7 +278,7 @@ def test_a_reported_batch_is_priced_as_one() -> None:
         (chat() | {"service_tier": "scale"}, "gpt-5"),
         (chat(prompt_tokens_details={"audio_tokens": 10}), "gpt-5"),
         (chat(completion_tokens_details={"audio_tokens": 10}), "gpt-5"),
-        (message(server_tool_use={"web_search_requests": 1}), "gpt-5-chat-latest-of-nobody"),
+        (message(server_tool_use={"web_search_requests": 1}) | {"model": "llm-of-nobody"}, "llm-of-nobody"),
         (
             message(iterations=[{"type": "fallback_message", "model": "claude-haiku-5-5"}]),
             "claude-sonnet-5-5",
@@ -311,7 +311,7 @@ def test_a_compaction_is_billed_beside_the_totals() -> None:
     compaction = {"type": "compaction", "input_tokens": 90_000, "output_tokens": 1_000,
                   "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}  # fmt: skip
     turn = {**compaction, "type": "message", "input_tokens": 20_000, "output_tokens": 500}
-    body = message(input_tokens=20_000, output_tokens=500, iterations=[compaction, turn])
+    body = message(input_tokens=20_000, output_tokens=500, iterations=[compaction, turn]) | {"model": "claude-haiku-5-5"}
     reported = Reported.of(anthropic.types.beta.BetaMessage.model_validate(body))
     assert (reported.usage, reported.beside) == (tbl.Usage(20_000, 500), ((None, tbl.Usage(90_000, 1_000)),))
     assert reported.tokens == 111_500

@@ -17,7 +17,7 @@ from .reported import Reported
 from .terms import Quote, Terms
 from .usage import Usage, pico_of_cost
 
-MOST_BESIDE, MOST_NAME, MOST_REASON = 10, 30, 200  # an event's detail is short, whatever a provider writes
+MOST_BESIDE, MOST_NAME, MOST_ANSWERED, MOST_REASON = 10, 30, 120, 200  # an event's detail is short, whatever a provider writes
 
 
 class Prices(Protocol):
@@ -57,15 +57,43 @@ def cost_of(
     context = terms.corrected(used.terms).context
     if prices is None or model is None:
         return None, _detail(None, context, used)
+    billed = billed_as(prices, model, used.model)
+    answered = None if billed == model else billed
     try:
-        used.must_be_priced(model)
-        quote = prices.quote(used.usage, model, at=at, context=context)
+        used.must_be_priced(billed)
+        quote = prices.quote(used.usage, billed, at=at, context=context)
         pico = pico_of_cost(quote.usd)
         for name, each in used.beside:
-            pico += pico_of_cost(prices.quote(each, name or model, at=at, context=context).usd)
+            pico += pico_of_cost(prices.quote(each, name or billed, at=at, context=context).usd)
     except PriceUnknown as error:
-        return None, _detail(None, context, used, error.reason)
-    return pico, _detail(quote, context, used)
+        return None, _detail(None, context, used, error.reason, answered)
+    return pico, _detail(quote, context, used, answered=answered)
+
+
+def billed_as(prices: Prices, model: str, answered: str | None) -> str:
+    """The model whose price holds: the one that answered, unless the user has said a price for the one that was asked.
+
+    A price that the user has said holds for a name of her own, of which a provider reports the model behind it. A dated name of
+    the model that was asked, which no list has, is that model.
+
+    Examples:
+        >>> from tokenbudget_lab.pricing import Prices
+        >>> billed_as(Prices(), "gpt-4o", "gpt-4o-2024-05-13"), billed_as(Prices(), "gpt-4o", "gpt-4o-2031-01-01-preview")
+        ('gpt-4o-2024-05-13', 'gpt-4o')
+    """
+    if answered is None or answered == model or getattr(prices, "has_own", _never)(model):
+        return model
+    if answered.startswith(f"{model}-"):
+        try:
+            prices.quote(Usage(0, 0), answered)
+        except PriceUnknown:
+            return model
+    return answered
+
+
+def _never(_model: str) -> bool:
+    """Of a price list that knows nothing of a user's own prices."""
+    return False
 
 
 def hold_for(
@@ -110,10 +138,16 @@ def _usual(source: str, priced_as: str | None, above: int | None) -> str:
     return to_detail(prices=source, priced_as=priced_as, above=above)
 
 
-def _detail(quote: Quote | None, context: Mapping[str, str] | None, used: Reported, unpriced: str | None = None) -> str | None:
+def _detail(
+    quote: Quote | None,
+    context: Mapping[str, str] | None,
+    used: Reported,
+    unpriced: str | None = None,
+    answered: str | None = None,
+) -> str | None:
     """What an event remembers of how its cost came about, and what of the usage has no column; `None` for nothing."""
     usage = used.usage
-    if quote is not None and not (context or used.beside or usage.cache_write_1h_tokens or usage.web_searches):
+    if quote is not None and not (context or used.beside or usage.cache_write_1h_tokens or usage.web_searches or answered):
         return _usual(*quote[1:])  # the same few texts again and again
     told: dict[str, Any] = {} if quote is None else _provenance(quote)
     if usage.cache_write_1h_tokens or usage.web_searches:
@@ -122,6 +156,8 @@ def _detail(quote: Quote | None, context: Mapping[str, str] | None, used: Report
         told["beside"] = [
             (name and name[:MOST_NAME], each.input_tokens, each.output_tokens) for name, each in used.beside[:MOST_BESIDE]
         ]
+    if answered:
+        told["answered_by"] = answered[:MOST_ANSWERED]
     if context or unpriced:
         told |= {"context": context, "unpriced": None if unpriced is None else unpriced[:MOST_REASON]}
     return to_detail(**told) if told else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .checks import MAX_TEXT
+from .costs import billed_as
 from .errors import InvalidType, InvalidValue, PriceUnknown, told
 from .own_prices import OwnPrice, on_day, own_price, prices_path, read_prices
 from .rates import EXACT, Tariff, catalogue_version, depends_on_hour, read_tariff, snapshot_source, words_of
@@ -202,6 +203,10 @@ class Prices:
         self._find(model)
         return self._current().source
 
+    def has_own(self, model: str) -> bool:
+        """Whether the user has said a price for this name, by hand or in `prices.toml`."""
+        return self._own(model, datetime.now(UTC)) is not None
+
     def must_be_words(self, terms: Terms) -> None:
         """Refuse a tier or speed that no price of any model depends on: it is mistyped.
 
@@ -286,7 +291,7 @@ def cost(
     """What a call cost, exactly, in USD.
 
     Args:
-        usage: a `Usage`, what a provider's SDK reports, or a whole reply; what that says of its tier and speed counts.
+        usage: a `Usage`, what a provider's SDK reports, or a whole reply; what that says of its tier, speed and model counts.
         model: the provider's name of the model, dated or not.
         at: when the call was made, with a time zone; `None` means now.
         batch: whether it was one of a batch.
@@ -310,6 +315,7 @@ def cost(
     reported = Reported.of(usage)
     context = terms_of(batch=batch, tier=tier, speed=speed).corrected(reported.terms).context
     chosen = user_prices() if prices is None else prices
+    model = billed_as(chosen, model, reported.model)
     reported.must_be_priced(model)
     costs = [chosen.cost(each, name or model, at=at, context=context) for name, each in reported.requests]
     with localcontext(EXACT):

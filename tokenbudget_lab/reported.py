@@ -32,6 +32,7 @@ class Reported:
         unpriced: why it has no cost, although its model has a price; `None` where it has one.
         finished: whether the reply came to its end; the counts of a broken stream are placeholders.
         response_id: the provider's id of the reply.
+        model: which model answered, as a whole reply says.
 
     Examples:
         >>> reply = {"id": "msg_1", "usage": {"input_tokens": 10, "output_tokens": 5, "service_tier": "batch"}}
@@ -46,6 +47,7 @@ class Reported:
     unpriced: str | None = None
     finished: bool = True
     response_id: str | None = None
+    model: str | None = None
 
     @property
     def requests(self) -> Iterable[tuple[str | None, Usage]]:
@@ -92,11 +94,12 @@ class Reported:
             _unpriced(part),
             finished=inner is None or _is_finished(get),
             response_id=None if inner is None else response_id(get("id")),
+            model=None if inner is None else response_id(get("model")),
         )
 
 
 def response_id(*given: Any) -> str | None:
-    """The first of several that can be an id; some servers give an empty one."""
+    """The first of several that can be an id, or a model's name; some servers give an empty one."""
     return next((each for each in given if isinstance(each, str) and 0 < len(each) <= _MOST_ID and each.isprintable()), None)
 
 

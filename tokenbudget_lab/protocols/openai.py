@@ -150,7 +150,7 @@ class ChatStream(Stream):
         if self._usage is not None and (self._done or (ended and finished)):
             last = loaded(self._usage)
             tier = next((each["service_tier"] for each in chunks if each.get("service_tier")), None)
-            body = {"id": named, "object": "chat.completion", "service_tier": tier, "usage": last["usage"]}
+            body = {"id": named, "model": model, "object": "chat.completion", "service_tier": tier, "usage": last["usage"]}
             try:
                 told.reported = Reported.of(body)
             except InvalidValue:  # what it says contradicts itself: not known
