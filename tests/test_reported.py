@@ -275,6 +275,7 @@ def test_a_reported_batch_is_priced_as_one() -> None:
     [
         (message(service_tier="priority"), "claude-sonnet-5-5"),
         (message(speed="warp"), "claude-sonnet-5-5"),
+        (message(inference_geo="moon"), "claude-sonnet-5-5"),
         (chat() | {"service_tier": "scale"}, "gpt-5"),
         (chat(prompt_tokens_details={"audio_tokens": 10}), "gpt-5"),
         (chat(completion_tokens_details={"audio_tokens": 10}), "gpt-5"),
@@ -351,3 +352,15 @@ def test_a_total_counts_where_there_are_no_details() -> None:
     with pytest.raises(tbl.InvalidValue, match="contradicts itself"):
         tbl.Usage.of({"input_tokens": 1000, "output_tokens": 100, "total_tokens": 2000})
     assert tbl.Usage.of({"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}).tokens == 1100
+
+
+def test_tokens_cost_more_where_the_region_does_and_searches_do_not() -> None:
+    """Claude in the US: 1.1 times the price of all tokens; a search costs what it does everywhere."""
+    plain, searched = message(), message(server_tool_use={"web_search_requests": 2})
+    here = tbl.cost(plain, model="claude-sonnet-5-5", at=NOVEMBER)
+    searches = tbl.cost(searched, model="claude-sonnet-5-5", at=NOVEMBER) - here
+    assert searches > 0
+    there = {**searched, "usage": {**searched["usage"], "inference_geo": "us"}}
+    assert tbl.cost(there, model="claude-sonnet-5-5", at=NOVEMBER) == here * Decimal("1.1") + searches
+    anywhere = {**plain, "usage": {**plain["usage"], "inference_geo": "global"}}
+    assert tbl.cost(anywhere, model="claude-sonnet-5-5", at=NOVEMBER) == here

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, Protocol
 
 from .errors import PriceUnknown
@@ -62,9 +62,11 @@ def cost_of(
     try:
         used.must_be_priced(billed)
         quote = prices.quote(used.usage, billed, at=at, context=context)
-        pico = pico_of_cost(quote.usd)
-        for name, each in used.beside:
-            pico += pico_of_cost(prices.quote(each, name or billed, at=at, context=context).usd)
+        if used.factor == 1 and not used.beside:  # nearly always
+            return pico_of_cost(quote.usd), _detail(quote, context, used, answered=answered)
+        pico = 0
+        for name, each in used.requests:
+            pico += pico_of_cost(used.cost_of(each, partial(prices.cost, model=name or billed, at=at, context=context)))
     except PriceUnknown as error:
         return None, _detail(None, context, used, error.reason, answered)
     return pico, _detail(quote, context, used, answered=answered)
@@ -147,7 +149,11 @@ def _detail(
 ) -> str | None:
     """What an event remembers of how its cost came about, and what of the usage has no column; `None` for nothing."""
     usage = used.usage
-    if quote is not None and not (context or used.beside or usage.cache_write_1h_tokens or usage.web_searches or answered):
+    if (
+        quote is not None
+        and not (context or used.beside or usage.cache_write_1h_tokens or usage.web_searches or answered)
+        and (used.factor == 1)
+    ):
         return _usual(*quote[1:])  # the same few texts again and again
     told: dict[str, Any] = {} if quote is None else _provenance(quote)
     if usage.cache_write_1h_tokens or usage.web_searches:
@@ -156,6 +162,8 @@ def _detail(
         told["beside"] = [
             (name and name[:MOST_NAME], each.input_tokens, each.output_tokens) for name, each in used.beside[:MOST_BESIDE]
         ]
+    if used.factor != 1:
+        told["factor"] = str(used.factor)
     if answered:
         told["answered_by"] = answered[:MOST_ANSWERED]
     if context or unpriced:

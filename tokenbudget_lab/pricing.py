@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -317,7 +317,10 @@ def cost(
     chosen = user_prices() if prices is None else prices
     model = billed_as(chosen, model, reported.model)
     reported.must_be_priced(model)
-    costs = [chosen.cost(each, name or model, at=at, context=context) for name, each in reported.requests]
+    costs = [
+        reported.cost_of(each, partial(chosen.cost, model=name or model, at=at, context=context))
+        for name, each in reported.requests
+    ]
     with localcontext(EXACT):
         return sum(costs, Decimal(0))
 

@@ -6,18 +6,21 @@ because the money is gone, and its cost is said to be unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal, localcontext
 from typing import Any
 
 from .errors import InvalidType, PriceUnknown
 from .terms import UNSAID, Terms, reported_terms
-from .usage import Usage, reader
+from .usage import EXACT, Usage, reader
 
 _DETAILS = ("prompt_tokens_details", "completion_tokens_details", "input_tokens_details", "output_tokens_details")
 _PLAIN = ("prompt_tokens_details", "image_tokens")  # what a model that answers in text sees costs what it reads
 _MODES = ("audio_tokens", "image_tokens", "video_tokens")
 _MOST_ID = 256
+# Where Claude answered, and what that costs: https://platform.claude.com/docs/en/manage-claude/data-residency
+_REGIONS = {"global": Decimal(1), "not_available": Decimal(1), "us": Decimal("1.1")}
 _UNFINISHED = frozenset({"in_progress", "queued", "cancelled", "failed"})
 
 
@@ -33,6 +36,7 @@ class Reported:
         finished: whether the reply came to its end; the counts of a broken stream are placeholders.
         response_id: the provider's id of the reply.
         model: which model answered, as a whole reply says.
+        factor: what the price of its tokens is to be multiplied by, for the region that answered.
 
     Examples:
         >>> reply = {"id": "msg_1", "usage": {"input_tokens": 10, "output_tokens": 5, "service_tier": "batch"}}
@@ -48,6 +52,7 @@ class Reported:
     finished: bool = True
     response_id: str | None = None
     model: str | None = None
+    factor: Decimal = Decimal(1)
 
     @property
     def requests(self) -> Iterable[tuple[str | None, Usage]]:
@@ -58,6 +63,14 @@ class Reported:
     def tokens(self) -> int:
         """All tokens: what a limit in tokens counts."""
         return sum(usage.tokens for _, usage in self.requests)
+
+    def cost_of(self, usage: Usage, price: Callable[[Usage], Decimal]) -> Decimal:
+        """USD of one of its requests: tokens at the price of the region, searches at the price that they have everywhere."""
+        if self.factor == 1:
+            return price(usage)
+        tokens, searches = replace(usage, web_searches=0), Usage(0, 0, web_searches=usage.web_searches)
+        with localcontext(EXACT):
+            return self.factor * price(tokens) + (price(searches) if usage.web_searches else 0)
 
     def must_be_priced(self, model: str) -> None:
         """Refuse to price what has no price here.
@@ -95,6 +108,7 @@ class Reported:
             finished=inner is None or _is_finished(get),
             response_id=None if inner is None else response_id(get("id")),
             model=None if inner is None else response_id(get("model")),
+            factor=_REGIONS.get(str(part("inference_geo") or "global"), Decimal(1)),
         )
 
 
@@ -112,6 +126,8 @@ def _beside(iterations: Any) -> Iterable[tuple[str | None, Usage]]:
 
 
 def _unpriced(part: Any) -> str | None:
+    if (region := part("inference_geo")) and str(region) not in _REGIONS:
+        return f"it was answered in the region {str(region)[:64]!r}, and what that costs is not known here"
     for details in _DETAILS:
         if part(details) is None:
             continue
