@@ -170,6 +170,7 @@ OWN = {  # kinds that only a command makes, and which
     "closed": (ask.CloseBudget,),
     "reserved": (ask.Reserve,),
     "extended": (ask.Extend,),
+    "sent": (ask.Sent,),
     "committed": (ask.Commit,),
     "part_committed": (ask.Commit,),
     "rolled_back": (ask.Rollback,),
@@ -428,6 +429,10 @@ class History:
         ends = (ROLLED_BACK, RELEASED) if isinstance(c, ask.Rollback) else (COMMITTED, ROLLED_BACK, RELEASED, COUNTED, RECORDED)
         return entry is not None and tuple(answer) == (entry.id, entry.state) and entry.state in ends
 
+    def _sent(self, c: ask.Sent, answer: Any) -> bool:
+        entry = self.state.entry(c.reservation)
+        return entry is not None and answer[0] == entry.id
+
     def _close(self, c: ask.CloseBudget, answer: Any) -> bool:
         return tuple(answer) == (c.budget,) and self._is_closed(c.budget)
 
@@ -558,6 +563,8 @@ def _as_asked(event: Event, c: Any, before: Entry | None) -> bool:
     if isinstance(c, ask.Adjust):
         given = zip((c.usd, c.tokens, c.requests), amounts, strict=True)
         return event.reservation == c.target and all(new in (None, now) for new, now in given)
+    if isinstance(c, ask.Sent):
+        return (event.reservation, event.response_id) == (c.reservation, c.name)
     if isinstance(c, ask.Extend):
         return (event.reservation, event.expires) == (c.reservation, event.ts + c.timeout)
     if isinstance(c, ask.Rollback | ask.Lose):
@@ -614,6 +621,7 @@ _ANSWERS: dict[type, Any] = {
     ask.Extend: History._extend,
     ask.Commit: History._counted,
     ask.Rollback: History._ended,
+    ask.Sent: History._sent,
     ask.Lose: History._ended,
     ask.Record: History._counted,
     ask.Adjust: History._counted,

@@ -18,6 +18,7 @@ from tokenbudget_lab.commands import (
     Record,
     Reserve,
     Rollback,
+    Sent,
     SetBudget,
     SetLimit,
 )
@@ -42,6 +43,7 @@ def commands(ledger: tbl.Ledger) -> dict[str, Callable[[str], Command]]:
         "close": lambda id: CloseBudget(id, "lab/old"),
         "reserve": reserve,
         "extend": lambda id: Extend(id, held["a"], 3600 * 1_000_000),
+        "sent": lambda id: Sent(id, held["a"], "msgbatch_1"),
         "commit": lambda id: Commit(id, held["b"], None, 1, 1, "measured"),
         "another commit": lambda id: Commit(id, held["c"], None, 1, 1, "measured"),
         "part": lambda id: Commit(id, held["d"], None, 1, 0, "measured", part="row-1"),
@@ -54,8 +56,8 @@ def commands(ledger: tbl.Ledger) -> dict[str, Callable[[str], Command]]:
 
 
 NAMES = (
-    "budget", "limit", "close", "reserve", "extend", "commit", "another commit", "part", "another part", "rollback", "lose",
-    "record", "adjust",
+    "budget", "limit", "close", "reserve", "extend", "sent", "commit", "another commit", "part", "another part", "rollback",
+    "lose", "record", "adjust",
 )  # fmt: skip
 
 

@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 from .calls import Call, Reading, Received
 from .choosing import local_counter_for
+from .commands import Reserve
 from .counter import Count
 from .errors import InvalidValue, NotEntered
+from .handles import Budget
 from .reported import Reported
 from .reservation import Receipt, Reservation, Reserving
 from .usage import Usage
@@ -178,6 +180,70 @@ class Attempt:
         with self._lock:
             taken, self._open = self._open, False
         return taken
+
+
+class _Asking(Reserving):
+    """A reservation whose command is made already."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self, budget: Budget, made: Reserve) -> None:
+        super().__init__(budget, ())
+        self._made = made
+
+    def command(self) -> Reserve:
+        """What is asked; once."""
+        if self._asked:
+            raise NotEntered("this batch was asked for before")
+        self._asked = True
+        return self._made
+
+
+class BatchAttempt:
+    """A batch that is asked for as a whole, and then sent.
+
+    Args:
+        budget: where it counts.
+        made: what is asked.
+        handed_in: takes the receipts of what ends it.
+
+    Attributes:
+        sent: it may have reached the provider.
+    """
+
+    def __init__(self, budget: Budget, made: Reserve, handed_in: Callable[[Receipt[Any]], None]) -> None:
+        self.budget, self.made, self._handed_in = budget, made, handed_in
+        self._reserving, self.sent = _Asking(budget, made), False
+
+    def ask(self) -> None:
+        """Reserve all of it, and block until that is granted.
+
+        Raises:
+            BudgetExceeded: it does not fit; nothing is to be sent.
+        """
+        self._reserving.ask()
+        self.sent = True
+
+    async def ask_async(self) -> None:
+        """The same in async code."""
+        await self._reserving
+        self.sent = True
+
+    def refused(self) -> None:
+        """The provider refused it, or it was never sent: give the hold back."""
+        if self._reserving.held is not None:
+            self._handed_in(self._reserving.held.rollback())
+
+    def abandoned(self) -> None:
+        """It was interrupted: what was sent stays held, since nobody knows whether the provider has it."""
+        if not self.sent:
+            self.refused()
+        elif self._reserving.held is not None:
+            log.warning(
+                "the answer to a batch was lost, so its hold stays: ledger.batches() has it as %s. If the provider has it, "
+                "ledger.batch(id).sent_as(…); if not, ledger.batch(id).rollback()",
+                self._reserving.held.id,
+            )
 
 
 # --- what nobody ended ---------------------------------------------------------------------------------------------------

@@ -189,6 +189,14 @@ class CopyFile(NamedTuple):
     id: str
 
 
+class Sent(NamedTuple):
+    """What an open reservation was sent as: the provider's id of a batch, by which its results will be known."""
+
+    id: str
+    reservation: str
+    name: str
+
+
 COMMANDS: tuple[type, ...] = (
     SetBudget,
     SetLimit,
@@ -208,6 +216,7 @@ COMMANDS: tuple[type, ...] = (
     GetHead,
     AcceptClock,
     CopyFile,
+    Sent,
 )
 Command = (
     SetBudget
@@ -228,4 +237,5 @@ Command = (
     | GetHead
     | AcceptClock
     | CopyFile
+    | Sent
 )

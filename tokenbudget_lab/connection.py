@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import sys
 import threading
@@ -28,6 +29,7 @@ from .usage import Money
 if TYPE_CHECKING:
     import polars as pl
 
+    from .batching import Batch, BatchState
     from .place import Place
 
 RECOVERY_S = 20.0  # how long a recovery tries to get the file from keepers that are started again
@@ -121,6 +123,33 @@ class Ledger(core.Ledger):
         from .sandbox import run
 
         return run(self.desk, query, parameters)
+
+    def batches(self, *, ended: bool = False) -> list[BatchState]:
+        """The batches that are not settled to the end, the oldest first; `ended`: the others too."""
+        from .batching import batches
+
+        return batches(self, ended=ended)
+
+    def batch(self, name: str) -> Batch:
+        """A batch by its id, the provider's or the ledger's, to settle it by hand.
+
+        Raises:
+            UnknownReservation: it is not in this ledger.
+        """
+        from .batching import batch
+
+        return batch(self, name)
+
+    def sync_batches(self, client: Any) -> Any:
+        """Settle the batches whose results a provider has, wherever they were sent from; as often as you like.
+
+        Args:
+            client: of the provider's SDK; an instrumented one or not. With an async client, await what is returned.
+
+        Returns:
+            The batches that were open, as they are now: a list of `BatchState`.
+        """
+        return importlib.import_module(".instrumenting", __package__).sync_batches(self, client)
 
     def backup(self, path: str | os.PathLike[str]) -> Path:
         """Copy the ledger to a file of its own, while others go on using it.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .checks import MAX_TAG_BYTES, MAX_TAGS, MAX_TEXT, MAX_TIMEOUT_S
-from .commands import Adjust, Command, Commit, Extend, Record, Reserve, SetBudget, SetLimit
+from .commands import Adjust, Command, Commit, Extend, Record, Reserve, Sent, SetBudget, SetLimit
 from .errors import InvalidValue
 from .events import Tags
 from .limits import MAX_NAME, budget_name, must_be_code, zone
@@ -119,6 +119,11 @@ def _adjust(c: Adjust) -> None:
     _texts(c.reason)
 
 
+def _sent(c: Sent) -> None:
+    _short(c.reservation)
+    _texts(c.name)
+
+
 def _extend(c: Extend) -> None:
     if c.timeout > _LONGEST:
         raise InvalidValue("timeout", f"is more than {MAX_TIMEOUT_S / 3600:g} h")
@@ -155,6 +160,7 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     Record: _record,
     Adjust: _adjust,
     Extend: _extend,
+    Sent: _sent,
     SetLimit: _set_limit,
     SetBudget: _set_budget,
 }

@@ -33,6 +33,7 @@ from .commands import (
     Record,
     Reserve,
     Rollback,
+    Sent,
     SetBudget,
     SetLimit,
 )
@@ -62,7 +63,13 @@ from .usage import usd_of
 Answer = tuple[Any, ...]
 # What each command that ends something is called on its event, and which others are remembered by their ids.
 _ENDS: dict[type, str] = {Commit: "committed", Rollback: "rolled_back", Lose: "expired", CloseBudget: "closed"}
-_KEEPS: dict[type, str] = {SetBudget: "budget_set", SetLimit: "budget_set", Extend: "extended", Adjust: "adjusted"}
+_KEEPS: dict[type, str] = {
+    SetBudget: "budget_set",
+    SetLimit: "budget_set",
+    Extend: "extended",
+    Sent: "sent",
+    Adjust: "adjusted",
+}
 MINUTE_US = 60_000_000
 PAGE = 10_000  # budgets and their limits in one answer to `ListBudgets`: a few megabytes
 
@@ -100,6 +107,7 @@ class Decisions:
             CloseBudget: self._close_budget,
             Reserve: self._reserve,
             Extend: self._extend,
+            Sent: self._sent,
             Commit: self._commit,
             Rollback: self._rollback,
             Lose: self._lose,
@@ -370,6 +378,18 @@ class Decisions:
         if entry.expires is not None and ts + c.timeout > entry.expires:
             self._emit("extended", ts, c.id, entry.node.name, reservation=entry.id, expires=ts + c.timeout, origin=origin)
         return (entry.id, entry.seq, ts, entry.expires, entry.state)
+
+    def _sent(self, c: Sent, ts: int, origin: str | None) -> Answer:
+        entry = self._entry(c.reservation)
+        done = self.state.done.get(c.id)
+        if done is not None:
+            _must_be_same(done, c, "sent", entry.node.name, agrees=(done.reservation, done.response_id) == (entry.id, c.name))
+        elif entry.state != OPEN:
+            raise ReservationClosed(entry.id, entry.state, _ended(entry), f"sent as {c.name}")
+        else:
+            self._emit("sent", ts, c.id, entry.node.name, reservation=entry.id, response_id=c.name, origin=origin,
+                       provider=entry.provider, model=entry.model)  # fmt: skip
+        return (entry.id, entry.state)
 
     def _commit(self, c: Commit, ts: int, origin: str | None) -> Answer:
         entry = self.state.entry(c.reservation)

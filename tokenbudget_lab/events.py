@@ -17,6 +17,7 @@ Kind = Literal[
     "closed",
     "reserved",
     "extended",
+    "sent",
     "committed",
     "part_committed",
     "rolled_back",

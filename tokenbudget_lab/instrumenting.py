@@ -87,6 +87,14 @@ def middleware(budget: Budget, *, tags: Mapping[str, str] | None, **policy: Any)
     return ways.BudgetMiddleware(Meter(budget, tags, policy_of(**policy)))
 
 
+def sync_batches(ledger: Any, client: Any) -> Any:
+    """What `Ledger.sync_batches` does."""
+    way: Any = _way(client)
+    if not hasattr(way, "sync_batches"):
+        raise InvalidType("client", f"{type(client).__name__} has no batches that are known here")
+    return way.sync_batches(ledger, client)
+
+
 def tagged(client: C, **tags: str) -> C:
     """The same client with more labels on its calls: cheap enough for one per call, and safe in threads.
 

@@ -7,24 +7,27 @@ counting here.
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from .attempts import Attempt
+from .attempts import Attempt, BatchAttempt
 from .calls import Call
-from .checks import labels_of
+from .checks import labels_of, tags_of
 from .choosing import local_counter_for
+from .commands import Reserve
 from .counter import Count, TokenCounter
 from .errors import CountFailed, InvalidType, InvalidValue, NoBudget, told
+from .events import to_detail
 from .handles import Budget
 from .holding import USUAL_MOST, Held, Holds
 from .ledger import Ledger
-from .reservation import Receipt, Reserving
+from .reservation import Reserving
 from .scopes import block_budget, current_budget, current_tags
 
 EXPIRES_AFTER_S = 3_600.0  # a hold that nobody settles; a call that takes longer is counted late, and rightly
@@ -98,7 +101,7 @@ class Meter:
         self.tags, self.item_tags = dict(labels_of(tags)), dict(labels_of(item_tags))
         self.used = False
         self._counters: dict[str, TokenCounter] = {}
-        self._pending: deque[Receipt[Any]] = deque()
+        self._pending: deque[Any] = deque()  # receipts, and what can be read as they can
 
     def tagged(self, tags: Mapping[str, str]) -> Meter:
         """The same with more tags."""
@@ -137,6 +140,53 @@ class Meter:
             parts = [await self.policy.counter.count(content, **more) for content, more in _counted_parts(call)]
         return self._ready(call, parts, budget, tags, retries)
 
+    def ledger(self) -> Ledger:
+        """The ledger that its calls count in here.
+
+        Raises:
+            NoBudget: there is none.
+        """
+        return self._scope()[0].ledger
+
+    def take(self, *receipts: Any) -> None:
+        """Read these with the next call."""
+        self._pending.extend(receipts)
+
+    # --- batches -----------------------------------------------------------------------------------------------------------
+
+    def batch(self, calls: Sequence[Call]) -> BatchAttempt:
+        """Count all calls of a batch, and be ready to ask for the whole of it.
+
+        Raises:
+            NoBudget, CountFailed: as for one call.
+        """
+        budget, tags = self._scope()
+        ledger, holds = budget.ledger, holds_of(budget.ledger)
+        picos: list[int | None] = []
+        tokens = inputs = outputs = 0
+        for call in calls:
+            counter = self.policy.counter or self._local(call.model)
+            counted = _sum([counter.count_sync(content, **more) for content, more in _counted_parts(call)], call.known_tokens)
+            if self.policy.hold == "auto" and not holds.is_known(call.model, tags):
+                holds.read(call.model, tags)
+            written = self._held(call, holds, tags).tokens * call.answers
+            pico, detail = ledger.worst_case(
+                call.model, counted.upper, written, call.terms._replace(batch=True), call.cache_write
+            )
+            picos.append(pico)
+            tokens, inputs, outputs = tokens + counted.upper + written, inputs + counted.upper, outputs + written
+        models = {call.model for call in calls}
+        model = next(iter(models)) if len(models) == 1 else None
+        told = {**json.loads(detail), "input_tokens": inputs, "max_output_tokens": outputs, "batch": {"items": len(calls)}}
+        if model is None:
+            told.pop("priced_as", None)
+        command = Reserve(
+            ledger.new_id(), budget.name, None if None in picos else sum(pico or 0 for pico in picos), tokens, len(calls), 0,
+            "count", None, round(self.policy.wait_s * 1_000_000), ledger.provider(next(iter(models))), model,
+            tags_of({**tags, **self.item_tags}), to_detail(**told),
+        )  # fmt: skip
+        return BatchAttempt(budget, command, self._pending.append)
+
     def _scope(self) -> tuple[Budget, dict[str, str]]:
         """Where a call counts now (a block goes before the client, the client before the process), and its tags."""
         self._tell()
@@ -158,10 +208,7 @@ class Meter:
         return Attempt(call, reserving, counted, handed_in=self._pending.append, learn=partial(holds.learn, call.model, tags))
 
     def _reserving(self, call: Call, counted: Count, budget: Budget, tags: Mapping[str, str], retries: int) -> Reserving:
-        most = USUAL_MOST if call.most_output_tokens is None else call.most_output_tokens
-        held = Held(most, "worst")
-        if self.policy.hold == "auto" and most:
-            held = holds_of(budget.ledger).auto(call.model, tags, most)
+        held = self._held(call, holds_of(budget.ledger), tags)
         facts: dict[str, str | float] = {"hold": held.how, "counted_by": counted.method[:120]}
         if call.most_output_tokens is None:
             facts["no_maximum"] = "8192 output tokens taken"
@@ -172,6 +219,11 @@ class Meter:
             self.policy.wait_s, None, {**tags, **self.item_tags}, "count", call.cache_write,
         )  # fmt: skip
         return Reserving(budget, arguments, facts)
+
+    def _held(self, call: Call, holds: Holds, tags: Mapping[str, str]) -> Held:
+        """What is held for one answer of a call."""
+        most = USUAL_MOST if call.most_output_tokens is None else call.most_output_tokens
+        return holds.auto(call.model, tags, most) if self.policy.hold == "auto" and most else Held(most, "worst")
 
     def _tell(self) -> None:
         """Raise what went wrong with calls that were settled before, and tell of their alerts."""

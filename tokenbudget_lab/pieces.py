@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from .attempts import Attempt, dropped, watch_dropped
 from .calls import Reading, Whole
@@ -37,7 +37,18 @@ class Settlement:
             self.attempt.received(self.reading.received(ended=ended))
 
 
-def read_along(source: Iterator[bytes], settlement: Settlement) -> Iterator[bytes]:
+class Ending(Protocol):
+    """What reads a reply along, and is told how it ended."""
+
+    @property
+    def reading(self) -> Reading:
+        """Takes its bytes."""
+
+    def end(self, *, ended: bool) -> None:
+        """It ended: with its last byte, or before."""
+
+
+def read_along(source: Iterator[bytes], settlement: Ending) -> Iterator[bytes]:
     """The bytes of a reply, for sync code."""
     reading, ended = settlement.reading, False
     try:
@@ -52,7 +63,7 @@ def read_along(source: Iterator[bytes], settlement: Settlement) -> Iterator[byte
         settlement.end(ended=ended)
 
 
-async def read_along_async(source: AsyncIterator[bytes], settlement: Settlement) -> AsyncIterator[bytes]:
+async def read_along_async(source: AsyncIterator[bytes], settlement: Ending) -> AsyncIterator[bytes]:
     """The bytes of a reply, for async code."""
     reading, ended = settlement.reading, False
     try:
@@ -70,7 +81,7 @@ async def read_along_async(source: AsyncIterator[bytes], settlement: Settlement)
 class Pieces:
     """What takes the place of a response's stream, in sync and async code; a subclass is a stream of one version of httpx."""
 
-    def __init__(self, response: Any, settlement: Settlement) -> None:
+    def __init__(self, response: Any, settlement: Ending) -> None:
         self._response, self._settlement = response, settlement
 
     def __iter__(self) -> Iterator[bytes]:
@@ -99,7 +110,7 @@ def _stream_class(http: Any) -> type[Any]:
     return type("Metered", (Pieces, http.SyncByteStream, http.AsyncByteStream), {})
 
 
-def read_by(http: Any, response: Any, settlement: Settlement) -> None:
+def read_by(http: Any, response: Any, settlement: Ending) -> None:
     """Have a response that is not read yet read along.
 
     Args:

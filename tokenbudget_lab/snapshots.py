@@ -17,7 +17,7 @@ from .limits import Cap
 from .place import read_file
 from .state import State
 
-VERSION = 2
+VERSION = 3
 
 
 def dump(state: State) -> bytes:
@@ -96,6 +96,8 @@ def _add(state: State, name: str, tz: str, anchor: int, closed: bool, alerts: li
 
 
 def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):  # the parts of a batch by their names
+        return {name: _tuples(part) for name, part in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 

@@ -6,6 +6,7 @@ error that is raised here has no cause: the SDK looks for one that it retries al
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 import warnings
@@ -16,7 +17,7 @@ from typing import Any
 import anthropic
 import httpx2
 
-from ..attempts import Attempt
+from ..attempts import Attempt, BatchAttempt
 from ..calls import Endpoint, received_of
 from ..errors import NotMetered, TokenBudgetError
 from ..metering import Meter
@@ -29,6 +30,7 @@ _FREE = re.compile(
     r"/v1/(?:messages/count_tokens|messages/batches/[^/]+/cancel|files|skills|organizations|user_profiles|vaults"
     r"|memory_stores|environments|tunnels)(?:/|$)"
 )
+BATCHES = MESSAGES._replace()  # told apart by what it is: its calls are read elsewhere
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 
 
@@ -47,7 +49,9 @@ class BudgetMiddleware(anthropic.Middleware):
         self.meter.used = True
         endpoint = _endpoint(request)
         if endpoint is None:
-            return call_next(request)
+            return self._read(request, call_next)
+        if endpoint is BATCHES:
+            return self._batch(request, call_next)
         try:
             attempt = self.meter.attempt(endpoint.call(_body(request)), retries=request.retries_taken)
         except TokenBudgetError as error:
@@ -65,7 +69,9 @@ class BudgetMiddleware(anthropic.Middleware):
         self.meter.used = True
         endpoint = _endpoint(request)
         if endpoint is None:
-            return await call_next(request)
+            return await self._read_async(request, call_next)
+        if endpoint is BATCHES:
+            return await self._batch_async(request, call_next)
         try:
             attempt = await self.meter.attempt_async(endpoint.call(_body(request)), retries=request.retries_taken)
         except TokenBudgetError as error:
@@ -80,6 +86,68 @@ class BudgetMiddleware(anthropic.Middleware):
             _failed(attempt, error)
             raise
         return _answered(response, attempt, endpoint)
+
+    # --- batches -----------------------------------------------------------------------------------------------------------
+
+    def _batch(self, request: Any, call_next: Any) -> Any:
+        from . import batches
+
+        try:
+            attempt = self.meter.batch(batches.calls_of(_body(request)))
+            attempt.ask()
+        except TokenBudgetError as error:
+            raise error from None
+        try:
+            response = call_next(request)
+        except BaseException as error:
+            _failed_batch(attempt, error)
+            raise
+        receipt = batches.created(attempt, response.http_response.status_code, _json(response.http_response))
+        if receipt is not None:
+            receipt.result()
+        return response
+
+    async def _batch_async(self, request: Any, call_next: Any) -> Any:
+        from . import batches
+
+        try:
+            attempt = await asyncio.to_thread(self.meter.batch, batches.calls_of(_body(request)))
+            await attempt.ask_async()
+        except TokenBudgetError as error:
+            raise error from None
+        try:
+            response = await call_next(request)
+        except BaseException as error:
+            _failed_batch(attempt, error)
+            raise
+        receipt = batches.created(attempt, response.http_response.status_code, _json(response.http_response))
+        if receipt is not None:
+            await receipt
+        return response
+
+    def _read(self, request: Any, call_next: Any) -> Any:
+        """What costs nothing; the results of a batch are settled while they are read."""
+        from . import batches
+
+        name = batches.results_of(request.url) if request.method.lower() == "get" else None
+        if name is None:
+            return call_next(request)
+        results, response = batches.open_results(self.meter, name), call_next(request)
+        if results is not None and response.http_response.is_success:
+            read_by(httpx2, response.http_response, results)
+        return response
+
+    async def _read_async(self, request: Any, call_next: Any) -> Any:
+        from . import batches
+
+        name = batches.results_of(request.url) if request.method.lower() == "get" else None
+        if name is None:
+            return await call_next(request)
+        results = await asyncio.to_thread(batches.open_results, self.meter, name)
+        response = await call_next(request)
+        if results is not None and response.http_response.is_success:
+            read_by(httpx2, response.http_response, results)
+        return response
 
     def __repr__(self) -> str:
         return f"BudgetMiddleware({self.meter!r})"
@@ -113,6 +181,13 @@ def _with(client: AnyClient, middleware: BudgetMiddleware) -> AnyClient:
     return client.with_options(middleware=[*others, middleware])
 
 
+def sync_batches(ledger: Any, client: AnyClient) -> Any:
+    """Settle the open batches that have ended."""
+    from . import batches
+
+    return batches.sync_batches(ledger, client)
+
+
 # --- an attempt --------------------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +202,8 @@ def _endpoint(request: Any) -> Endpoint | None:
         return None
     if path == "/v1/messages":
         return MESSAGES
+    if path == "/v1/messages/batches":
+        return BATCHES
     raise NotMetered(f"POST {path}")
 
 
@@ -146,6 +223,13 @@ def _ask(attempt: Attempt) -> None:
 def _failed(attempt: Attempt, error: BaseException) -> None:
     """No response came: settle by whether anything can have been sent."""
     if attempt.sent and isinstance(error, Exception) and _never_sent(error):
+        attempt.refused()
+    else:
+        attempt.abandoned()
+
+
+def _failed_batch(attempt: BatchAttempt, error: BaseException) -> None:
+    if isinstance(error, Exception) and _never_sent(error):
         attempt.refused()
     else:
         attempt.abandoned()

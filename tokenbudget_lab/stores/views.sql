@@ -50,7 +50,7 @@ folded as (
            coalesce(bool_or(case when kind = 'committed' then (detail ->> 'overrun')::boolean end), false) as overrun,
            any_value(provider) filter (begins) as provider,
            any_value(model) filter (begins) as model,
-           arg_max(response_id, seq) as response_id,
+           arg_max(response_id, seq) filter (kind <> 'sent') as response_id,
            any_value(key) filter (begins) as key,
            any_value(tags) filter (begins) as tags,
            any_value(origin) filter (begins) as origin
