@@ -26,6 +26,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .demo_batches import DemoBatches
 from .errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, settings: _Settings) -> None:
         self.settings = settings
+        self.batches = DemoBatches(lambda params: _reply(params, settings.chance("reply", _content(params))))
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -175,9 +177,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer one request."""
         path = self.path.partition("?")[0]
         body = self._body()
+        if path.startswith("/v1/messages/batches"):
+            self._batch(path, body)
+            return
         needed = {"/v1/messages": ("model", "messages", "max_tokens"), "/v1/messages/count_tokens": ("model", "messages")}
         if path not in needed:
-            self._fail(404, "not_found_error", f"{path}: the demo answers /v1/messages and /v1/messages/count_tokens")
+            self._fail(404, "not_found_error", f"{path}: the demo answers /v1/messages, its count_tokens and its batches")
         elif (wrong := _wrong(body, needed[path])) is not None:
             self._fail(400, "invalid_request_error", wrong)
         elif path.endswith("count_tokens"):
@@ -188,6 +193,25 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Say in the API's form that there is no such thing here."""
         self.do_POST()
+
+    def _batch(self, path: str, body: Any) -> None:
+        """Create a batch, say how far one is, or give its results."""
+        batches, id = self.server.batches, path.removeprefix("/v1/messages/batches").strip("/")
+        name, _, part = id.partition("/")
+        if self.command == "POST" and not id:
+            made = batches.create(body, self.server.settings.latency_s[1])
+            answer = made or _no_batch("requests: at least one request is required")
+            self._send(200 if made else 400, answer)
+        elif self.command == "GET" and part == "results" and (results := batches.results(name)) is not None:
+            self._head(200, {"content-type": "application/x-jsonl", "transfer-encoding": "chunked"})
+            for result in results:
+                data = f"{json.dumps(result)}\n".encode()
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self.wfile.write(b"0\r\n\r\n")
+        elif self.command == "GET" and not part and (found := batches.find(name, f"http://{self.headers['host']}")):
+            self._send(200, found)
+        else:
+            self._send(404, _no_batch(f"{path}: there is no such batch, or it has no results yet"))
 
     def _body(self) -> Any:
         try:
@@ -236,6 +260,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "request-id": f"req_demo_{uuid.uuid4().hex[:24]}"}.items():
             self.send_header(name, value)
         self.end_headers()
+
+
+def _no_batch(why: str) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": "invalid_request_error", "message": why}}
 
 
 # --- what it says ------------------------------------------------------------------------------------------------------
