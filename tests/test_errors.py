@@ -17,6 +17,7 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.InvalidValue("usd", "is negative"), ["usd", "is negative"]),
     (errors.InvalidType("tokens", "'12' is str"), ["tokens", "'12' is str"]),
     (errors.NotEntered("touched too early"), ["touched too early"]),
+    (errors.NotCalled("BudgetClosed: lab is closed"), ["not called", "BudgetClosed: lab is closed"]),
     (errors.WouldDeadlock("holds itself"), ["holds itself"]),
     (errors.Refused("refused"), ["refused"]),
     (

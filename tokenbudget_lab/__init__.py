@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .estimates import Estimate as Estimate
     from .estimates import estimate as estimate
     from .frames import tag as tag
+    from .gathering import gather as gather
     from .handles import Budget as Budget
     from .ledger import Alert as Alert
     from .ledger import Verification as Verification
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .reservation import Counted as Counted
     from .reservation import Receipt as Receipt
     from .reservation import Reservation as Reservation
+    from .tracking import track as track
     from .usage import Usage as Usage
 
 # Where each public name lives; loaded on first use, so that `import tokenbudget_lab` costs nothing.
@@ -82,9 +84,11 @@ _HOMES = {
     "counter_for": "choosing",
     "estimate": "estimates",
     "demo_client": "demo",
+    "gather": "gathering",
     "read_reply": "replies",
     "reprice": "repricing",
     "tag": "frames",
+    "track": "tracking",
     "worst_case": "pricing",
 }
 _ERRORS = (
@@ -112,6 +116,7 @@ _ERRORS = (
     "LedgerUnavailable",
     "NotALedger",
     "NotAdjustable",
+    "NotCalled",
     "NotEntered",
     "ParentMissing",
     "PriceUnknown",
