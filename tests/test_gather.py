@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 from collections import UserDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from decimal import Decimal
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 import tokenbudget_lab as tbl
 from tests.provider import Provider, failed
 from tokenbudget_lab import meter
+from tokenbudget_lab import progress as progress_bars
 
 STORE = "memory"
 
@@ -721,28 +722,36 @@ def test_a_bar_is_shown_where_it_is_wanted(
     progress: bool | None,  # noqa: FBT001 - a parameter
     shown: bool,  # noqa: FBT001 - a parameter
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """None wants one in a terminal or notebook, and this is neither."""
+    monkeypatch.setattr(progress_bars, "SHOWN_AFTER_S", 0)
     asyncio.run(tbl.gather(*study.calls(1, 2), budget=study.budget, progress=progress))
     assert ("study" in capsys.readouterr().err) is shown
 
 
+class Full(StringIO):
+    """A file on a disk that is full from some time on."""
+
+    broken = False
+
+    def write(self, text: str) -> int:
+        if self.broken:
+            raise OSError("disk full")
+        return super().write(text)
+
+
 def test_a_bar_that_cannot_be_drawn_loses_no_reply(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    from io import StringIO
+    file = Full()
+    monkeypatch.setattr("sys.stderr", file)
 
-    pipe = StringIO()
-    monkeypatch.setattr("sys.stderr", pipe)
-
-    async def close_it() -> str:
-        pipe.close()
+    async def break_it() -> str:
+        file.broken = True
         await asyncio.sleep(0.11)  # until the bar would be drawn again
-        return "closed"
+        return "broken"
 
-    assert asyncio.run(tbl.gather(close_it, *study.calls(1, 2), concurrency=1, progress=True)) == [
-        "closed",
-        "reply 1",
-        "reply 2",
-    ]
+    replies = asyncio.run(tbl.gather(break_it, *study.calls(1, 2), concurrency=1, progress=True))
+    assert replies == ["broken", "reply 1", "reply 2"]
 
 
 def test_the_ledger_is_not_asked_where_there_is_no_bar(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -753,11 +762,11 @@ def test_the_ledger_is_not_asked_where_there_is_no_bar(study: Study, monkeypatch
     assert asyncio.run(tbl.gather(*study.calls(1), budget=study.budget)) == ["reply 1"]
 
 
-def test_no_task_and_no_thread_stays_behind(study: Study) -> None:
+@pytest.mark.parametrize("progress", [True, False])
+def test_no_task_stays_behind(study: Study, progress: bool) -> None:  # noqa: FBT001 - a parameter
     async def story() -> None:
-        before = threading.active_count()
-        await tbl.gather(*study.calls(*range(20)), budget=study.budget, progress=False)
-        assert (asyncio.all_tasks(), threading.active_count()) == ({asyncio.current_task()}, before)
+        await tbl.gather(*study.calls(*range(20)), budget=study.budget, progress=progress)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(story())
 

@@ -246,6 +246,12 @@ def test_texts_are_told_from_numbers(ids: list[Any], done: list[Any]) -> None:
         tbl.track([{"id": each} for each in ids], key="id", done=done)
 
 
+def test_one_text_is_not_many_keys() -> None:
+    """Nor are its letters."""
+    with pytest.raises(tbl.InvalidType, match="done: is str"):
+        tbl.track([{"id": "a"}], key="id", done="abc")
+
+
 def test_done_needs_a_key() -> None:
     with pytest.raises(tbl.InvalidValue, match="key: is needed beside done="):
         tbl.track(ROWS, done=[1])
@@ -325,18 +331,18 @@ def test_an_async_loop_that_is_left_closes_its_bar(study: tbl.Budget, shown: Sho
 
 
 def test_rows_that_are_left_out_are_on_the_bar_and_not_in_its_pace(study: tbl.Budget, often: None, shown: Shown) -> None:
-    """Two of four are to be paid.
+    """Two of four are to be paid, and that is known before the last is passed over.
 
-    done      1 2
-    commit    $10 for 3, then left
+    done      2 4
+    commit    $10 for 1, then left
     """
     rows = [*ROWS, {"id": 4, "text": "d"}]
-    for row in tbl.track(rows, study, key="id", done=[1, 2], progress=True):
-        if row["id"] == 4:
+    for row in tbl.track(rows, study, key="id", done=[2, 4], progress=True):
+        if row["id"] == 3:
             break
         pay(study)
     last = shown.last
-    assert "3/4" in last
+    assert "2/4" in last
     assert last.endswith("$10.00 spent, $90.00 left, ~$20.00 in all]")
 
 
@@ -375,7 +381,8 @@ def test_without_a_budget_it_is_a_plain_bar(shown: Shown) -> None:
     assert "$" not in last
 
 
-def test_there_is_no_bar_where_nobody_would_see_it(study: tbl.Budget, shown: Shown) -> None:
+def test_there_is_no_bar_where_nobody_would_see_it(study: tbl.Budget, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenbudget_lab.progress.SHOWN_AFTER_S", 0)
     list(tbl.track(ROWS, study))
     assert shown.text == ""
 
@@ -393,7 +400,7 @@ def test_in_a_terminal_a_bar_comes_up_by_itself_when_it_takes_long(
 
 
 def test_the_ledger_is_asked_twice_a_second_at_most(study: tbl.Budget, shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand quick rows: once when it begins, once when it ends, and once for each half second."""
+    """Quick rows: once when it begins, once when it ends, and once for each half second."""
     asked = []
     ask_soon = study.ledger.ask_soon
 
@@ -403,9 +410,17 @@ def test_the_ledger_is_asked_twice_a_second_at_most(study: tbl.Budget, shown: Sh
 
     monkeypatch.setattr(study.ledger, "ask_soon", noted)
     monkeypatch.setattr(meter, "LOOK_S", 3600.0)
-    for _ in tbl.track(range(1_000), study, progress=True):
-        pass
+    for _ in tbl.track(range(20), study, progress=True):
+        pay(study, "0.01")
     assert len(asked) == 2
+
+
+def test_what_is_spent_before_the_first_answer_is_read_counts(study: tbl.Budget, shown: Shown) -> None:
+    """The first answer is of the time when the bar was made, however late it is read."""
+    bar = meter.Meter("rows", 1, study, progress=True)
+    study.record(usd=3).result()
+    bar.settle_sync()
+    assert "$3.00 spent" in shown.last
 
 
 def test_a_ledger_that_does_not_answer_stops_no_loop(shown: Shown, often: None) -> None:

@@ -71,7 +71,7 @@ async def gather(
         InvalidType: something among the calls is none; with its place. What runs by then ends first.
         InvalidValue: two keys are the same, there are more or less of them than calls, or `results` is without them.
         CancelledError, KeyboardInterrupt: calls in flight were cancelled, and have ended. What others returned is in `results`,
-            or else in an attribute `results` of the exception, by place.
+            or else in an attribute `results` of the exception, by place; in a notebook that is `sys.last_value.results`.
 
     Examples:
         >>> import tokenbudget_lab as tbl
