@@ -50,6 +50,7 @@ class Bar:
             try:
                 draw(self._drawn)
             except Exception:  # noqa: BLE001 - a pipe that is closed, a front end that is gone: no reason to lose what is counted
+                self._drawn.disable = True  # else it would try once more when it is collected
                 self._drawn = None
 
     def __enter__(self) -> Self:
