@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from tokenbudget_lab import counter as counting
+from tokenbudget_lab import progress as bars
 from tokenbudget_lab.counter import Content, Count, System, TokenCounter, Tools
 from tokenbudget_lab.errors import CountFailed, EndpointUnreachable, InvalidType, InvalidValue
 
@@ -120,7 +121,7 @@ def test_in_a_terminal_a_bar_comes_up_by_itself_when_it_takes_long(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     Careful().count_many_sync(["a"] * 3)
     assert "counting" not in capsys.readouterr().err
-    monkeypatch.setattr(counting, "SHOWN_AFTER_S", 0.0001)
+    monkeypatch.setattr(bars, "SHOWN_AFTER_S", 0.0001)
     Careful().count_many_sync(["a"] * 300, concurrency=1)
     assert "counting" in capsys.readouterr().err
 

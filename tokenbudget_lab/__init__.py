@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .estimates import Estimate as Estimate
     from .estimates import estimate as estimate
     from .frames import tag as tag
+    from .gathering import gather as gather
     from .handles import Budget as Budget
     from .instrumenting import instrument as instrument
     from .instrumenting import tagged as tagged
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .reservation import Reservation as Reservation
     from .scopes import UntaggedThread as UntaggedThread
     from .scopes import tags as tags
+    from .tracking import track as track
     from .usage import Usage as Usage
 
 # Where each public name lives; loaded on first use, so that `import tokenbudget_lab` costs nothing.
@@ -93,6 +95,8 @@ _HOMES = {
     "tag": "frames",
     "tagged": "instrumenting",
     "tags": "scopes",
+    "gather": "gathering",
+    "track": "tracking",
     "worst_case": "pricing",
 }
 _ERRORS = (
@@ -121,6 +125,7 @@ _ERRORS = (
     "NoBudget",
     "NotALedger",
     "NotAdjustable",
+    "NotCalled",
     "NotEntered",
     "NotMetered",
     "ParentMissing",

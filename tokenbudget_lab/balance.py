@@ -141,6 +141,13 @@ def balance_of(answer: Sequence[Any]) -> Balance:
     )
 
 
+def spent_of(answer: Sequence[Any], resource: str) -> Any:
+    """What a budget has committed since its creation, across all its windows, out of a ledger's answer."""
+    name, *_, rows = answer
+    lifetime = next(row for row in rows if row[0] == name and not row[1])
+    return decimal_or_int(resource, lifetime[7 + RESOURCES.index(resource)])
+
+
 def _limits(row: Sequence[Any]) -> list[LimitBalance]:
     name, window, *caps = row[:5]
     ends = None if row[6] >= FOREVER else instant(row[6])

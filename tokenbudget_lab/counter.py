@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, cast
+from typing import Any
 
 from . import loops
 from .errors import CountFailed, InvalidType, InvalidValue, told
+from .progress import Bar, bar_for
 from .usage import tokens_of
 
 Content = str | Sequence[Mapping[str, Any]]  # a text, or messages as the provider's API takes them
 Tools = Sequence[Mapping[str, Any]]
 System = str | Sequence[Mapping[str, Any]]
 _OF_ALL = ("tools", "system")  # what is wrong in these is wrong with each content
-SHOWN_AFTER_S = 1.0  # a bar for less would only flicker
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ class TokenCounter(ABC):
                     counts[index] = await self.count(content, tools=tools, system=system)
                 bar.update(1)
 
-        with shown(contents, progress) as bar:
+        with counting_bar(contents, progress) as bar:
             tasks = [asyncio.create_task(work(bar)) for _ in range(at_least_one("concurrency", concurrency))]
             try:
                 await asyncio.gather(*tasks)
@@ -200,55 +199,13 @@ def size_of(contents: object) -> int | None:
         return None
 
 
+def counting_bar(contents: object, progress: bool | None) -> Bar:  # noqa: FBT001 - it is passed on
+    """A bar for as many as there are."""
+    return bar_for("counting", size_of(contents), progress)
+
+
 def at_least_one(name: str, value: int) -> int:
     """A number of things that is 1 or more."""
     if (checked := tokens_of(name, value)) < 1:
         raise InvalidValue(name, f"{value} is less than 1")
     return checked
-
-
-# --- progress -----------------------------------------------------------------------------------------------------------------
-
-
-class Bar(Protocol):
-    """What of a progress bar is used here."""
-
-    def update(self, n: int) -> object:
-        """So many more are done."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> object: ...
-
-
-def shown(contents: object, progress: bool | None) -> Bar:  # noqa: FBT001 - it is passed on
-    """A bar for as many as there are, which a wait of a second brings up; none where nobody would see it."""
-    total = size_of(contents)
-    notebook = _in_notebook()
-    seen = notebook or sys.stderr.isatty()
-    if progress is False or (progress is None and not seen):
-        return _NoBar()
-    if notebook:
-        from tqdm.notebook import tqdm
-    else:
-        from tqdm.std import tqdm  # type: ignore[assignment]
-    return cast("Bar", tqdm(total=total, desc="counting", unit="", delay=0 if progress else SHOWN_AFTER_S, leave=False))
-
-
-class _NoBar:
-    def update(self, n: int) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def _in_notebook() -> bool:
-    """Whether this is a kernel whose front end shows widgets."""
-    if "ipykernel" not in sys.modules or "ipywidgets" not in sys.modules:
-        return False
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return getattr(shell, "kernel", None) is not None

@@ -65,6 +65,22 @@ class NotEntered(TokenBudgetError, RuntimeError):
     """A request was touched before it was asked: enter it, await it, or call its `_sync` twin."""
 
 
+class NotCalled(TokenBudgetError):
+    """A call that `gather` did not start, because another one had ended in a way after which none was to follow.
+
+    Attributes:
+        after: how that one had ended, as text.
+    """
+
+    def __init__(self, after: str) -> None:
+        after = redacted(after)
+        super().__init__(after)
+        self.after = after
+
+    def _text(self) -> str:
+        return f"not called, and nothing was sent: no call was to follow one that ended with {self.after}"
+
+
 class WouldDeadlock(TokenBudgetError, RuntimeError):
     """A blocking wait by the thread whose own reservations it would be waiting for."""
 

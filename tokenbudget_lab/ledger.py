@@ -215,6 +215,12 @@ class Ledger:
             ticket.abandon()
             raise
 
+    def ask_soon(self, command: Command) -> Ticket:
+        """Hand in a question, and look for its answer later; nobody waits."""
+        ticket = Ticket(command, self._direct)
+        self.desk.submit(ticket)
+        return ticket
+
     async def ask_async(self, command: Command) -> Answer:
         """Await a command's answer; cancelled, what was granted is given back."""
         loop = asyncio.get_running_loop()

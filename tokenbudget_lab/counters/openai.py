@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .. import loops
 from ..chat import UNSURE_OF_TOOLS, Request, as_flat, as_items, messages_of, request_of
 from ..clients import Clients
-from ..counter import Content, Count, Placed, System, TokenCounter, Tools, at_least_one, items, shown
+from ..counter import Content, Count, Placed, System, TokenCounter, Tools, at_least_one, counting_bar, items
 from ..encodings import NEWEST
 from ..errors import CountFailed, EndpointUnreachable, InvalidType, redacted
 from ..shapes import model_of, system_of
@@ -123,7 +123,7 @@ class OpenAITokenCounter(TokenCounter):
             return await super().count_many(contents, tools=tools, system=system, concurrency=concurrency, progress=progress)
         at_least_one("concurrency", concurrency)
         counts: list[Count] = []
-        with shown(contents, progress) as bar:
+        with counting_bar(contents, progress) as bar:
             for batch in self._batches(contents, tools, system):
                 counts += await asyncio.to_thread(self._counted, batch)
                 bar.update(len(batch))
@@ -143,7 +143,7 @@ class OpenAITokenCounter(TokenCounter):
             return super().count_many_sync(contents, tools=tools, system=system, concurrency=concurrency, progress=progress)
         at_least_one("concurrency", concurrency)
         counts: list[Count] = []
-        with shown(contents, progress) as bar:
+        with counting_bar(contents, progress) as bar:
             for batch in self._batches(contents, tools, system):
                 counts += self._counted(batch)
                 bar.update(len(batch))

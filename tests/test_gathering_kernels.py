@@ -1,0 +1,69 @@
+"""Many calls at once in a notebook: a real Jupyter kernel, its stop button, and the cell run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_kernels import Notebook, kernels, until  # noqa: F401 - a fixture is asked for by its name
+
+pytestmark = pytest.mark.xdist_group("kernels")
+
+OPEN = """
+    import asyncio, os, pathlib, sys
+    import tokenbudget_lab as tbl
+
+    os.chdir({folder!r})
+    ledger = tbl.connect(":memory:")
+    study, results, made, slow = ledger.budget("study", usd=1), {{}}, [], True
+
+    async def ask(n):
+        async with study.reserve(usd="0.10") as call:
+            made.append(n)
+            if slow and n > 2:
+                pathlib.Path("asked").touch()
+                await asyncio.sleep(60)
+            call.commit(usd="0.05")
+            return n
+"""
+GATHER = "await tbl.gather((lambda n=n: ask(n) for n in range(6)), keys=range(6), results=results, budget=study, concurrency=2)"
+
+
+@pytest.fixture
+def notebook(kernels: list[Notebook], tmp_path: Path) -> Iterator[Notebook]:  # noqa: F811 - the fixture itself
+    """A kernel with a budget, and calls of which the later ones are slow."""
+    one = kernels[0]
+    one.ready()
+    one.run(OPEN.format(folder=str(tmp_path)))
+    yield one
+    one.manager.restart_kernel(now=True)
+
+
+def test_a_cell_that_was_stopped_and_is_run_again_makes_only_the_missing_calls(notebook: Notebook, tmp_path: Path) -> None:
+    """Three are paid when it is stopped, two are in flight and hold nothing afterwards."""
+    stopped = notebook.send(f"print({GATHER})")
+    until((tmp_path / "asked").exists)
+    notebook.manager.interrupt_kernel()
+    assert notebook.end_of(stopped).error in ("KeyboardInterrupt", "CancelledError")
+    assert notebook.run("print(results, study.balance.reserved_requests)") == "{0: 0, 1: 1, 2: 2} 0\n"
+    assert notebook.run(f"slow = False\nmade.clear()\nprint({GATHER}, made)") == "[0, 1, 2, 3, 4, 5] [3, 4, 5]\n"
+
+
+def test_without_a_dict_what_was_paid_is_in_the_last_exception(notebook: Notebook, tmp_path: Path) -> None:
+    stopped = notebook.send("await tbl.gather(*(ask(n) for n in range(6)), budget=study)")
+    until((tmp_path / "asked").exists)
+    notebook.manager.interrupt_kernel()
+    assert "3 results are kept, by place" in notebook.end_of(stopped).output
+    assert notebook.run("print(sys.last_value.results)") == "{0: 0, 1: 1, 2: 2}\n"
+
+
+def test_a_bar_comes_up_in_a_cell_and_stays_with_its_money(notebook: Notebook) -> None:
+    """As text, where there are no widgets."""
+    told = notebook.run("""
+        for n in tbl.track(range(3), study):
+            study.record(usd="0.10")
+            await asyncio.sleep(0.5)
+    """)
+    assert told.rstrip().endswith("$0.3000 spent, $0.70 left]")

@@ -1,0 +1,98 @@
+"""Bars: how far something is, for whoever waits; none where nobody would see it.
+
+In a notebook a bar is a widget where ipywidgets is installed, and else a line of text; in a terminal a line of text.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import Any, Self
+
+from .errors import InvalidType, told
+
+SHOWN_AFTER_S = 1.0  # a bar for less would only flicker
+
+
+class Bar:
+    """A bar, or none.
+
+    Attributes:
+        seen: whether there is one.
+    """
+
+    def __init__(self, drawn: Any = None) -> None:
+        self._drawn, self.seen = drawn, drawn is not None
+
+    def update(self, n: int) -> None:
+        """So many more are done."""
+        self._draw(lambda drawn: drawn.update(n))
+
+    def skip(self, n: int) -> None:
+        """So many were done before, and tell nothing of the pace."""
+        if self._drawn is not None:
+            self._drawn.n += n
+            self._drawn.initial += n
+            self._drawn.last_print_n += n
+
+    def say(self, text: str) -> None:
+        """A text behind the bar, from when it is next drawn."""
+        if self._drawn is not None:
+            self._drawn.set_postfix_str(text, refresh=False)
+
+    def close(self) -> None:
+        """It moves no more."""
+        self._draw(lambda drawn: drawn.close())
+
+    def _draw(self, draw: Callable[[Any], object]) -> None:
+        if self._drawn is not None:
+            try:
+                draw(self._drawn)
+            except Exception:  # noqa: BLE001 - a pipe that is closed, a front end that is gone: no reason to lose what is counted
+                self._drawn.disable = True  # else it would try once more when it is collected
+                self._drawn = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def bar_for(what: str, total: int | None, progress: bool | None, *, layout: str | None = None, leave: bool = False) -> Bar:  # noqa: FBT001 - it is passed on
+    """A bar for as many as there are, which a wait of a second brings up.
+
+    Args:
+        what: its name.
+        total: how many there are, where that is known.
+        progress: whether to show it; by itself it is shown in a terminal or notebook.
+        layout: what stands on it, as tqdm's `bar_format`.
+        leave: whether it stays when all is done.
+    """
+    if progress not in (None, True, False):
+        raise InvalidType("progress", f"{told(progress)} is not True, False or None")
+    notebook = _in_notebook()
+    if progress is False or (progress is None and not notebook and not sys.stderr.isatty()):
+        return Bar()
+    if notebook and _has_widgets():
+        from tqdm.notebook import tqdm
+    else:
+        from tqdm.std import tqdm  # type: ignore[assignment]
+    after = 0 if progress else SHOWN_AFTER_S
+    return Bar(tqdm(total=total, desc=what, bar_format=layout, delay=after, leave=leave, miniters=0))
+
+
+def _in_notebook() -> bool:
+    """Whether this is a notebook's kernel."""
+    if "ipykernel" not in sys.modules:
+        return False
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
+def _has_widgets() -> bool:
+    try:
+        return importlib.util.find_spec("ipywidgets") is not None
+    except ValueError:  # somebody has put something else in its place
+        return False
