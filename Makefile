@@ -25,6 +25,7 @@ demo: $(VENV)/.runtime ## a researcher's morning with a budget, in the terminal:
 
 test: check wheel oldest ## all that must pass: check, the built wheel, the oldest dependencies, the suite
 	@$(PY) -m pytest -n auto --dist loadgroup
+	@$(PY) -m pytest -q --nbmake --nbmake-timeout 120 $(wildcard notebooks/*.ipynb)
 
 check: $(VENV)/.dev ## format, lint, types, the order of imports, the lock
 	@$(UV) lock --check --quiet
@@ -49,10 +50,11 @@ bench: $(VENV)/.dev ## measure this machine
 	@$(PY) benchmarks/counting.py
 	@$(PY) benchmarks/estimation.py
 
-notebooks: $(VENV)/.dev ## run every notebook from top to bottom, in place
-	@for notebook in $(wildcard notebooks/*.ipynb); do \
-	    $(UV) run --no-sync --with nbconvert --with ipykernel jupyter nbconvert --to notebook --execute --inplace $$notebook || exit 1; \
+notebooks: $(VENV)/.dev ## make every notebook from its source, and keep what it gives
+	@for source in $(wildcard notebooks/*.py); do \
+	    $(BIN)/jupytext --quiet --to ipynb $$source || exit 1; \
 	done
+	@$(PY) -m pytest -q --nbmake --nbmake-timeout 120 --overwrite $(wildcard notebooks/*.ipynb)
 
 lock: $(VENV)/.uv ## bring uv.lock up to date with pyproject.toml
 	@$(UV) lock --default-index https://pypi.org/simple

@@ -36,7 +36,7 @@ client = tbl.instrument(tbl.demo_client(latency_s=(0.1, 2.0)), study, tags={"con
 
 # %%
 prompts = {f"q{n}": f"Is this review positive? Review {n}: the food was good, the service was slow." for n in range(200)}
-print(tbl.estimate(list(prompts.values()), model="claude-haiku-5-5", max_output_tokens=100, budget=study))
+print(tbl.estimate(list(prompts.values()), model="claude-haiku-5-5", max_output_tokens=100, batch=True, budget=study))
 
 # %%
 sent = client.messages.batches.create(

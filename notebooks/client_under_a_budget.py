@@ -24,7 +24,7 @@ from pathlib import Path
 import tokenbudget_lab as tbl
 
 ledger = tbl.connect(Path(tempfile.mkdtemp()) / "spend.duckdb")  # yours: tbl.budget(...) keeps one in your data folder
-study = ledger.budget("study", usd="0.05")
+study = ledger.budget("study", usd="0.02")
 
 plain = tbl.demo_client(latency_s=(0.05, 0.2))  # yours: anthropic.Anthropic()
 client = tbl.instrument(plain, study, tags={"condition": "zero-shot"})
@@ -62,7 +62,7 @@ with client.messages.stream(
 for number, question in enumerate(QUESTIONS):
     ask(tbl.tagged(client, item=f"q{number}"), question)
 
-ledger.sql("select basis, tags['item'] as item, output_tokens, cost_usd from calls order by reserved_at").tail(5)
+ledger.sql("select basis, tags['item'] as item, output_tokens, cost_usd from calls order by reserved").tail(5)
 
 # %% [markdown]
 # ## Twenty at a time
@@ -76,6 +76,7 @@ outcomes = await tbl.gather(
     *(lambda n=n: ask(tbl.tagged(async_client, item=f"q{n}"), f"{QUESTIONS[n % 4]} Answer {n} in a sentence.") for n in range(60)),
     budget=study,
     concurrency=20,
+    progress=False,  # a bar with money; left out of what is kept here
 )
 refused = [each for each in outcomes if isinstance(each, tbl.BudgetExceeded)]
 print(f"{len(outcomes) - len(refused)} answered, {len(refused)} refused")
@@ -90,8 +91,8 @@ print(next(iter(refused), "none was refused"))
 print(study.balance)
 print(ledger.verify())
 ledger.sql("""
-    select tags['condition'] as condition, count(*) as calls, sum(cost_usd) as usd,
-           round(avg((detail -> 'call' ->> 'latency_s')::double), 2) as seconds
+    select calls.tags['condition'] as condition, count(*) as calls, sum(cost_usd) as usd,
+           round(avg((events.detail -> 'call' ->> 'latency_s')::double), 2) as seconds
     from calls join events using (reservation) where events.kind = 'committed' group by all order by usd desc
 """)
 
@@ -99,7 +100,7 @@ ledger.sql("""
 # Raise the limit on purpose, and go on:
 
 # %%
-study.set_limit(usd="0.10", reason="a second round")
+study.set_limit(usd="0.05", reason="a second round")
 ask(client, "What is left?")
 study
 

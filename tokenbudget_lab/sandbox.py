@@ -113,8 +113,11 @@ def _interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], pl.DataFra
 
 
 def _answer(con: duckdb.DuckDBPyConnection, desk: Desk, query: str, given: dict[str, Any] | None) -> pl.DataFrame:
+    import duckdb
+
     con.execute("set TimeZone = 'UTC'")
-    con.execute("set enable_progress_bar = false")  # it would be drawn into whatever is printed
+    with contextlib.suppress(duckdb.InvalidInputException):  # a kernel without ipywidgets, which cannot draw one either
+        con.execute("set enable_progress_bar = false")  # it would be drawn into whatever is printed
     text = _checked(con, query)
     con.execute(f"create table events ({', '.join(f'{name} {kind}' for name, kind in _TYPES.items())})")
     if any(view in text.lower() for view in _VIEWS):
