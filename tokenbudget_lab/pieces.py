@@ -12,12 +12,13 @@ from functools import cache
 from typing import Any
 
 from .attempts import Attempt, dropped, watch_dropped
-from .calls import Reading, Whole
+from .calls import Reading, Reads, Whole
+from .reported import Reported
 
 
-def reading_for(content_type: str, stream: Reading) -> Reading:
+def reading_for(content_type: str, stream: Reading, read: Reads = Reported.of) -> Reading:
     """What reads a reply of this kind: `stream` for server-sent events."""
-    return stream if content_type.partition(";")[0].strip().lower() == "text/event-stream" else Whole()
+    return stream if content_type.partition(";")[0].strip().lower() == "text/event-stream" else Whole(read)
 
 
 class Settlement:
@@ -111,4 +112,5 @@ def read_by(http: Any, response: Any, settlement: Settlement) -> None:
         response.status_code, headers=response.headers, stream=response.stream, extensions=response.extensions
     )
     response.stream = _stream_class(http)(source, settlement)
-    response.headers.pop("content-encoding", None)
+    if response.headers.pop("content-encoding", None) is not None:
+        response.headers.pop("content-length", None)  # it was that of what was compressed
