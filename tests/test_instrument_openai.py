@@ -88,7 +88,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], Answer]] = {
 @pytest.mark.parametrize("streamed", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize("what", ANSWERS)
 def test_a_chat_costs_what_the_catalogue_says_of_what_the_provider_said(
-    client: Any, log: Any, provider: Provider, what: str, streamed: bool
+    client: Any, log: Any, provider: Provider, what: str, *, streamed: bool
 ) -> None:
     more, answer = ANSWERS[what]
     provider.script(answer)
@@ -393,7 +393,6 @@ def test_a_client_that_was_never_called_warns(study: tbl.Budget, plain: Plain) -
     gc.collect()
     with pytest.warns(RuntimeWarning, match="never called"):
         tbl.instrument(plain(), study)
-        gc.collect()
 
 
 def test_threads_label_their_calls_without_disturbing_each_other(client: Any, log: Any) -> None:
@@ -415,7 +414,7 @@ def test_a_plain_client_cannot_be_tagged(plain: Plain) -> None:
 @pytest.mark.parametrize("read", [True, False], ids=["reads", "looks"])
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "at once"])
 def test_a_hook_of_the_users_sees_each_response_once(
-    study: tbl.Budget, log: Any, provider: Provider, read: bool, streamed: bool
+    study: tbl.Budget, log: Any, provider: Provider, *, read: bool, streamed: bool
 ) -> None:
     seen: list[int] = []
 
@@ -434,14 +433,17 @@ def test_a_hook_of_the_users_sees_each_response_once(
 def test_a_hook_that_raises_for_an_error_gives_back_what_the_provider_refused(
     study: tbl.Budget, log: Any, provider: Provider
 ) -> None:
-    provider.script(failed(400), Answer(after_s=0))
+    provider.script(failed(400))
 
     def raises(response: Any) -> None:
         response.raise_for_status()
 
-    with httpx2.Client(event_hooks={"response": [raises]}) as http, openai.OpenAI(http_client=http, max_retries=0) as plain:
-        with pytest.raises(httpx2.HTTPStatusError):
-            ask(tbl.instrument(plain, study))
+    with (
+        httpx2.Client(event_hooks={"response": [raises]}) as http,
+        openai.OpenAI(http_client=http, max_retries=0) as plain,
+        pytest.raises(httpx2.HTTPStatusError),
+    ):
+        ask(tbl.instrument(plain, study))
     assert [event.kind for event in settled(log, 1)] == ["rolled_back"]
 
 
@@ -460,7 +462,7 @@ def test_no_price_is_refused_and_says_what_to_do(client: Any, provider: Provider
 # --- Azure -------------------------------------------------------------------------------------------------------------------
 
 
-def azure(provider: Provider, asynchronous: bool = False, **more: Any) -> Any:
+def azure(provider: Provider, *, asynchronous: bool = False, **more: Any) -> Any:
     kind = openai.AsyncAzureOpenAI if asynchronous else openai.AzureOpenAI
     return kind(azure_endpoint=provider.url, api_version="2025-01-01", api_key="k", max_retries=0, **more)
 

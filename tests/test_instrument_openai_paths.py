@@ -62,7 +62,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], Answer]] = {
 @pytest.mark.parametrize("streamed", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize("what", ANSWERS)
 def test_a_response_costs_what_the_catalogue_says_of_what_the_provider_said(
-    client: Any, log: Any, provider: Provider, what: str, streamed: bool
+    client: Any, log: Any, provider: Provider, what: str, *, streamed: bool
 ) -> None:
     more, answer = ANSWERS[what]
     provider.script(answer)
@@ -198,7 +198,7 @@ def test_what_costs_something_unknown_is_not_sent(client: openai.OpenAI, provide
 @pytest.mark.parametrize("copied", [False, True], ids=["itself", "a copy"])
 @pytest.mark.parametrize("where", ["realtime", "responses", "beta.realtime"])
 def test_what_would_go_past_the_http_client_is_refused(
-    client: openai.OpenAI, provider: Provider, where: str, copied: bool
+    client: openai.OpenAI, provider: Provider, where: str, *, copied: bool
 ) -> None:
     resource: Any = tbl.tagged(client, item="q7").with_options(timeout=5) if copied else client
     for name in where.split("."):
