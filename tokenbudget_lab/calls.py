@@ -86,6 +86,9 @@ class Reading(ABC):
         """What has been held back until the end of the stream."""
         return b""
 
+    def left(self) -> None:  # noqa: B027 - most have nothing to note then
+        """Whoever reads it wants no more: its connection was not broken."""
+
     @abstractmethod
     def received(self, *, ended: bool) -> Received:
         """What it comes to; `ended` says that its connection was not broken."""

@@ -32,6 +32,11 @@ class Settlement:
         self._watch = weakref.finalize(self, dropped, attempt, reading)
         self._watch.atexit = False  # then its hold ends by itself, counted as unknown
 
+    def leave(self) -> None:
+        """Settle it, where whoever reads it wants no more."""
+        self.reading.left()
+        self.end(ended=False)
+
     def end(self, *, ended: bool) -> None:
         """Settle it, the first time."""
         if self._watch.detach():
@@ -49,6 +54,9 @@ def read_along(source: Iterator[bytes], settlement: Settlement) -> Iterator[byte
         ended = True
         if rest := reading.rest():
             yield rest
+    except GeneratorExit:
+        reading.left()
+        raise
     finally:
         settlement.end(ended=ended)
 
@@ -64,6 +72,9 @@ async def read_along_async(source: AsyncIterator[bytes], settlement: Settlement)
         ended = True
         if rest := reading.rest():
             yield rest
+    except GeneratorExit:
+        reading.left()
+        raise
     finally:
         settlement.end(ended=ended)
 
@@ -85,14 +96,14 @@ class Pieces:
         try:
             self._response.close()
         finally:
-            self._settlement.end(ended=False)
+            self._settlement.leave()
 
     async def aclose(self) -> None:
         """The same in async code."""
         try:
             await self._response.aclose()
         finally:
-            self._settlement.end(ended=False)
+            self._settlement.leave()
 
 
 @cache
