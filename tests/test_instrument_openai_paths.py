@@ -225,7 +225,7 @@ def posted() -> list[str]:
     for path in Path(openai.__file__).parent.joinpath("resources").rglob("*.py"):
         source = path.read_text("utf-8")
         calls = re.findall(r"self\._(?:post|put|patch)\(", source)
-        paths = re.findall(r'self\._(?:post|put|patch)\(\s*(?:path_template\(\s*)?f?"([^"?]*)', source)
+        paths = re.findall(r'self\._(?:post|put|patch)\((?:\s*#.*)?\s*(?:path_template\(\s*)?f?"([^"?]*)', source)
         assert len(calls) == len(paths), path
         found.update(re.sub(r"\{\w+\}", "an_id", each) for each in paths)
     return sorted(found)

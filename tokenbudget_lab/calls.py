@@ -154,6 +154,7 @@ class Stream(Reading):
         """Take more of it."""
         for frame in self._frames.feed(chunk):
             self.take(frame)
+        self._frames.given_up()
         return chunk
 
     @abstractmethod

@@ -62,9 +62,14 @@ class Frames:
             self._seen = 0
             yield _frame(raw)
         self._seen = max(0, len(self._rest) - 3)  # an end may have begun
-        if len(self._rest) > MOST_BYTES:
-            self.garbled = True
+        self.garbled = len(self._rest) > MOST_BYTES
+
+    def given_up(self) -> bytes:
+        """What has come of an event that became too long: once, and no more of it is kept."""
+        rest = self.rest if self.garbled else b""
+        if self.garbled:
             self._rest.clear()
+        return rest
 
 
 def _frame(raw: bytes) -> Frame:

@@ -156,7 +156,8 @@ class MeteredLiteLLM(ModuleType):
         """An answer that came by no client of ours was not counted: whom it came from is not asked again."""
         check = partial(self._check, meter, kind, mocked=more.get("mock_response") is not None)
         if hasattr(answer, "__anext__"):  # it may be sent when it is first read
-            answer.__class__ = _unwrapping(type(answer))
+            kind_of_stream: Any = type(answer)
+            answer.__class__ = _unwrapping(kind_of_stream)
             answer.tokenbudget_check = check
         else:
             check(answer)
@@ -175,7 +176,7 @@ class MeteredLiteLLM(ModuleType):
 
 
 @cache
-def _unwrapping(kind: type[Any]) -> type[Any]:
+def _unwrapping(kind: Any) -> Any:
     """A kind of LiteLLM's streams whose refusals are ours as they are."""
 
     def advance(self: Any) -> Any:

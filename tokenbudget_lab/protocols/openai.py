@@ -120,12 +120,14 @@ class ChatStream(Stream):
         """Take more of it; returns it without what the caller did not ask for, and whole events only."""
         if not self._hidden:
             return super().feed(chunk)
+        if self.garbled:  # it is not read any more, but it is the caller's
+            return chunk
         seen = []
         for frame in self._frames.feed(chunk):
             self.take(frame)
             if frame.data is not self._usage or _choices(loaded(frame.data)):
                 seen.append(frame.raw)
-        return b"".join(seen)
+        return b"".join(seen) + self._frames.given_up()
 
     def rest(self) -> bytes:
         """The event that did not come to its end."""
