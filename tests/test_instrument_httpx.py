@@ -337,6 +337,14 @@ def test_another_package_brings_the_way_into_its_sdk(study: tbl.Budget) -> None:
         tbl.tagged(Theirs(), item="q7")
 
 
+def test_what_is_installed_is_looked_through_once(study: tbl.Budget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a hundred times as long as a label may."""
+    with httpx.Client() as plain:
+        under = tbl.instrument(plain, study)
+        monkeypatch.setattr(instrumenting, "entry_points", None)
+        assert type(tbl.tagged(under, item="q7")) is httpx.Client
+
+
 @pytest.mark.usefixtures("_plugin")
 def test_another_packages_way_goes_before_ours(study: tbl.Budget) -> None:
     import openai

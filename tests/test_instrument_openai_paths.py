@@ -15,6 +15,7 @@ import tokenbudget_lab as tbl
 from tests.provider import Answer, Provider
 from tests.settling import priced, settled, usd
 from tokenbudget_lab.endpoints import endpoint_at
+from tokenbudget_lab.metering import holds_of
 
 STORE = "memory"
 MODEL, SMALL = "gpt-5-mini", "text-embedding-3-small"
@@ -86,14 +87,40 @@ def test_a_response_that_failed_after_all_is_not_free(client: Any, log: Any, pro
     assert settled(log, 1)[0].basis == "unknown"
 
 
-def test_what_a_response_follows_is_counted_by_what_the_ledger_knows_of_it(client: Any, log: Any, provider: Provider) -> None:
+@pytest.mark.parametrize("forgotten", [False, True], ids=["of this process", "of another one"])
+def test_what_a_response_follows_is_counted_by_what_the_ledger_knows_of_it(
+    ledger: tbl.Ledger, client: Any, log: Any, provider: Provider, *, forgotten: bool
+) -> None:
     """The model reads the earlier prompt and answer again."""
     provider.script(Answer(usage={"input_tokens": 5_000, "total_tokens": ...}))
     first = respond(client)
     settled(log, 1)
+    if forgotten:
+        holds_of(ledger)._replies.clear()
     respond(client, previous_response_id=first.id)
     held = [event.held_tokens for event in log.events if event.kind == "reserved"]
     assert held[1] - held[0] == first.usage.input_tokens + first.usage.output_tokens
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["at once", "streamed"])
+def test_a_conversation_goes_on_at_once(client: Any, log: Any, *, streamed: bool) -> None:
+    """The ledger knows of a reply as soon as its reader does."""
+    last: Any = openai.omit
+    for _ in range(10):
+        reply = respond(client, previous_response_id=last, stream=streamed)
+        last = list(reply)[-1].response.id if streamed else reply.id
+    assert [event.basis for event in settled(log, 10)] == ["measured"] * 10
+
+
+def test_an_async_conversation_goes_on_too(study: tbl.Budget, log: Any, provider: Provider) -> None:
+    async def talk() -> None:
+        async with openai.AsyncOpenAI() as plain:
+            client = tbl.instrument(plain, study)
+            first = await respond(client)
+            await respond(client, previous_response_id=first.id)
+
+    asyncio.run(talk())
+    assert [event.basis for event in settled(log, 2)] == ["measured"] * 2
 
 
 def test_what_follows_a_response_that_nobody_knows_is_not_sent(client: Any, provider: Provider) -> None:

@@ -36,12 +36,25 @@ class Attempt:
         counted: its input.
         handed_in: takes the receipt of what settles it.
         learn: takes the length of its answer, in tokens, once that was measured.
+        remember: takes the id of its reply and all of its tokens, once they are known.
 
     Attributes:
         sent: it may have reached the provider.
     """
 
-    __slots__ = ("_begun", "_handed_in", "_learn", "_lock", "_open", "_reserving", "call", "counted", "facts", "sent")
+    __slots__ = (
+        "_begun",
+        "_handed_in",
+        "_learn",
+        "_lock",
+        "_open",
+        "_remember",
+        "_reserving",
+        "call",
+        "counted",
+        "facts",
+        "sent",
+    )
 
     def __init__(
         self,
@@ -51,8 +64,9 @@ class Attempt:
         *,
         handed_in: Callable[[Receipt[Any]], None],
         learn: Callable[[int], None],
+        remember: Callable[[str, int], None] | None = None,
     ) -> None:
-        self._reserving, self._handed_in, self._learn = reserving, handed_in, learn
+        self._reserving, self._handed_in, self._learn, self._remember = reserving, handed_in, learn, remember
         self.call = replace(call, content=None, tools=None, system=None, beside=())  # its words have been counted
         self.counted = counted
         self._lock, self._open, self._begun = threading.Lock(), True, 0.0
@@ -153,6 +167,8 @@ class Attempt:
 
     def _commit(self, reported: Reported, basis: Literal["measured", "estimated"], response_id: str | None) -> None:
         self.note(latency_s=round(time.monotonic() - self._begun, 4))
+        if response_id is not None and self._remember is not None:
+            self._remember(response_id, reported.tokens)
         self._handed_in(self._held.commit(reported, basis=basis, response_id=response_id, facts=self.facts))
 
     def note(self, **facts: str | float | None) -> None:
