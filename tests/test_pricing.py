@@ -120,9 +120,15 @@ def catalogued(usage: Usage) -> genai_prices.Usage:
 
 
 def asked(usage: Usage, model: str, at: datetime, context: dict[str, str] | None = None) -> Decimal:
-    """The catalogue's answer."""
-    counts = catalogued(usage)
-    return genai_prices.calc_price(counts, model, genai_request_timestamp=at, price_context=context).total_price
+    """The catalogue's answer; a seller may stand before the model."""
+    counts, seller = catalogued(usage), None
+    try:
+        data_snapshot.get_snapshot().find_provider_model(model, None, None, None)
+    except LookupError:
+        seller, _, model = model.partition("/") if "/" in model else ("openai", "", model)
+    return genai_prices.calc_price(
+        counts, model, provider_id=seller, genai_request_timestamp=at, price_context=context
+    ).total_price
 
 
 @given(usages(), st.sampled_from([*LINEAR, *TIERED, *BY_DATE_AND_HOUR]), st.integers(0, 24 * 730))
@@ -156,6 +162,26 @@ def test_every_model_of_the_catalogue_is_priced_as_it_says_or_refused(prices: Pr
             assert cost == asked(usage, model, NOVEMBER) > 0, model
     assert agreed > 200
     assert refused > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "seller"),
+    [
+        ("groq/llama-3.3-70b-versatile", "groq"),
+        ("openrouter/openai/gpt-5-mini", "openrouter"),
+        ("azure/gpt-4o-2024-08-06", "azure"),
+        ("text-embedding-3-small", "openai"),
+    ],
+)
+def test_a_seller_before_a_model_has_its_own_price(prices: Prices, model: str, seller: str) -> None:
+    assert prices.provider(model) == seller
+    assert prices.cost(Usage(1_000, 0), model, at=NOVEMBER) == asked(Usage(1_000, 0), model, NOVEMBER)
+
+
+def test_a_maker_before_a_name_that_is_known_alone_is_not_guessed_at(prices: Prices) -> None:
+    """A router's name of a faster and dearer variant is not the maker's own model."""
+    with pytest.raises(PriceUnknown):
+        prices.cost(Usage(1_000, 500), "anthropic/claude-opus-4.8-fast", at=NOVEMBER)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenbudget_lab import sse
+from tokenbudget_lab.protocols.openai import ChatStream
 from tokenbudget_lab.sse import Frames
 
 STREAM = b'event: start\ndata: {"a": 1}\n\n: a comment\n\ndata: one\ndata: two\n\nevent: stop\r\ndata:last\r\n\r\n'
@@ -55,3 +56,13 @@ def test_an_endless_event_ends_the_reading_and_not_the_memory(monkeypatch: pytes
     assert frames.garbled
     assert frames.rest == b""
     assert not [*frames.feed(b"data: 1\n\n")]
+
+
+def test_an_event_that_never_ends_is_shown_although_it_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller who is to be spared the last chunk still sees every byte of what cannot be read."""
+    monkeypatch.setattr(sse, "MOST_BYTES", 64)
+    stream = ChatStream(hidden=True)
+    pieces = [b'data: {"choices": []}\n\n', b"data: " + b"x" * 50, b"x" * 50, b"x\n\n", b"data: [DONE]\n\n"]
+    seen = b"".join(map(stream.feed, pieces)) + stream.rest()
+    assert seen == b"".join(pieces)
+    assert stream.received(ended=True).unseen

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, Literal
 
@@ -37,23 +38,23 @@ class Attempt:
         counted: its input.
         handed_in: takes the receipt of what settles it.
         learn: takes the length of its answer, in tokens, once that was measured.
+        remember: takes the id of its reply and all of its tokens, once they are known.
 
     Attributes:
         sent: it may have reached the provider.
     """
 
     __slots__ = (
-        "_answers",
         "_begun",
-        "_counted",
         "_handed_in",
         "_learn",
         "_lock",
-        "_most",
         "_open",
+        "_remember",
         "_reserving",
+        "call",
+        "counted",
         "facts",
-        "model",
         "sent",
     )
 
@@ -65,10 +66,11 @@ class Attempt:
         *,
         handed_in: Callable[[Receipt[Any]], None],
         learn: Callable[[int], None],
+        remember: Callable[[str, int], None] | None = None,
     ) -> None:
-        self._reserving, self._handed_in, self._learn = reserving, handed_in, learn
-        self.model, self._answers, self._most = call.model, call.answers, call.most_output_tokens  # its words stay behind
-        self._counted = counted.upper
+        self._reserving, self._handed_in, self._learn, self._remember = reserving, handed_in, learn, remember
+        self.call = replace(call, content=None, tools=None, system=None, beside=())  # its words have been counted
+        self.counted = counted
         self._lock, self._open, self._begun = threading.Lock(), True, 0.0
         self.sent = False
         self.facts: dict[str, str | float] = {}
@@ -135,12 +137,12 @@ class Attempt:
         usage, terms = reported.usage, reported.terms
         self.note(stop_reason=stop_reason, service_tier="batch" if terms.batch else terms.tier)
         self._commit(reported, "measured", reported.response_id)
-        if reported.finished and self._answers == 1 and self._most != 0:
+        if reported.finished and self.call.answers == 1 and self.call.most_output_tokens != 0:
             self._learn(usage.output_tokens)
 
     def _broken(self, received: Received) -> None:
         """It ended too early: count what has come, or the whole hold where that says too little or is less."""
-        written = local_counter_for(self.model).count_sync(received.text).upper if received.text else 0
+        written = local_counter_for(self.call.model).count_sync(received.text).upper if received.text else 0
         written = max(written, received.output_tokens)
         usage = self._usage_until(received, written)
         if usage is None or (received.unseen and not self._is_above_hold(usage)):
@@ -160,13 +162,15 @@ class Attempt:
             return told_usage
         if not written:
             return None
-        return Usage(self._counted, written)
+        return Usage(self.counted.upper, written)
 
     def _is_above_hold(self, usage: Usage) -> bool:
         return self._held.tokens is not None and usage.tokens > self._held.tokens
 
     def _commit(self, reported: Reported, basis: Literal["measured", "estimated"], response_id: str | None) -> None:
         self.note(latency_s=round(time.monotonic() - self._begun, 4))
+        if response_id is not None and self._remember is not None:
+            self._remember(response_id, reported.tokens)
         self._handed_in(self._held.commit(reported, basis=basis, response_id=response_id, facts=self.facts))
 
     def note(self, **facts: str | float | None) -> None:

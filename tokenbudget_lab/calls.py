@@ -17,6 +17,7 @@ from .reported import Reported
 from .sse import Frame, Frames
 from .terms import UNSAID, Terms
 
+Reads = Callable[[Any], Reported]
 MOST_BYTES = 256 << 20  # of a reply that is not a stream; what is larger is not read
 
 
@@ -87,16 +88,23 @@ class Reading(ABC):
         """What has been held back until the end of the stream."""
         return b""
 
+    def left(self) -> None:  # noqa: B027 - most have nothing to note then
+        """Whoever reads it wants no more: its connection was not broken."""
+
     @abstractmethod
     def received(self, *, ended: bool) -> Received:
         """What it comes to; `ended` says that its connection was not broken."""
 
 
 class Whole(Reading):
-    """A reply in one piece of JSON."""
+    """A reply in one piece of JSON.
 
-    def __init__(self) -> None:
-        self._body, self._too_large = bytearray(), False
+    Args:
+        read: reads what the provider reports in it.
+    """
+
+    def __init__(self, read: Reads = Reported.of) -> None:
+        self._body, self._too_large, self._read = bytearray(), False, read
 
     def feed(self, chunk: bytes) -> bytes:
         """Take more of it."""
@@ -115,17 +123,19 @@ class Whole(Reading):
             body = json.loads(self._body)
         except (ValueError, RecursionError):
             return Received(unseen=True)
-        return received_of(body)
+        return received_of(body, self._read)
 
 
-def received_of(body: Any) -> Received:
+def received_of(body: Any, read: Reads = Reported.of) -> Received:
     """A whole reply: its usage, and what it says of itself; without a usage that can be read, what it wrote is unseen."""
+    if isinstance(body, list) and body:  # Google's streams that are no server-sent events: the last one says it all
+        body = body[-1]
     if not isinstance(body, Mapping):
         return Received(unseen=True)
     stop = body.get("stop_reason") or _finish(body.get("choices")) or body.get("status")
     named = body.get("id") if isinstance(body.get("id"), str) else None
     try:
-        reported = Reported.of(body)
+        reported = read(body)
     except InvalidValue:  # no usage, or one that contradicts itself: what it used is not known
         return Received(unseen=True, response_id=named)
     return Received(reported, response_id=reported.response_id, stop_reason=stop if isinstance(stop, str) else None)
@@ -146,6 +156,7 @@ class Stream(Reading):
         """Take more of it."""
         for frame in self._frames.feed(chunk):
             self.take(frame)
+        self._frames.given_up()
         return chunk
 
     @abstractmethod
@@ -174,11 +185,16 @@ class Endpoint(NamedTuple):
         provider: whose.
         call: reads a request's JSON.
         stream: makes what reads a streamed reply to it.
+        read: reads what a whole reply reports.
+        asking: the request that also asks its stream what was used, `None` where it does so already; `stream` is then made
+            with `hidden=True`.
     """
 
     provider: str
     call: Callable[[Mapping[str, Any]], Call]
-    stream: Callable[[], Reading]
+    stream: Callable[..., Reading]
+    read: Reads = Reported.of
+    asking: Callable[[Mapping[str, Any]], dict[str, Any] | None] | None = None
 
 
 # --- reading a request ---------------------------------------------------------------------------------------------------

@@ -83,8 +83,11 @@ def billed_as(prices: Prices, model: str, answered: str | None) -> str:
         >>> billed_as(Prices(), "gpt-4o", "gpt-4o-2024-05-13"), billed_as(Prices(), "gpt-4o", "gpt-4o-2031-01-01-preview")
         ('gpt-4o-2024-05-13', 'gpt-4o')
     """
-    if answered is None or answered == model or getattr(prices, "has_own", _never)(model):
+    if answered is None or answered == model or model.endswith(f"/{answered}") or getattr(prices, "has_own", _never)(model):
         return model
+    seller, slash, _ = model.partition("/")
+    if slash and not answered.startswith(f"{seller}/"):
+        answered = f"{seller}/{answered}"  # who sells it does not say so in a reply
     if answered.startswith(f"{model}-"):
         try:
             prices.quote(Usage(0, 0), answered)

@@ -21,6 +21,7 @@ ENOUGH = 20  # measured answers, from which on their lengths are held
 USUAL_MOST = 8_192  # where a request names no maximum
 _SHARE = 0.99
 _KEPT = 1_000  # of the newest lengths; prompts change
+_REPLIES = 10_000  # of the newest, whose tokens are known without asking the ledger
 _Key = tuple[str, frozenset[tuple[str, str]]]
 
 
@@ -71,6 +72,7 @@ class Holds:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger, self._lock = ledger, threading.Lock()
         self._known: dict[_Key, Lengths] = {}
+        self._replies: dict[str, int] = {}
 
     def is_known(self, model: str, tags: Mapping[str, str]) -> bool:
         """Whether the ledger was read for these; reading it takes a moment."""
@@ -91,6 +93,18 @@ class Holds:
             lengths = self._known.get((model, frozenset(tags.items())))
             if lengths is not None:
                 lengths.add(tokens)
+
+    def remember(self, response_id: str, tokens: int) -> None:
+        """What a reply and its request came to; a later call may have the model read them again."""
+        with self._lock:
+            self._replies[response_id] = tokens
+            if len(self._replies) > _REPLIES:
+                del self._replies[next(iter(self._replies))]
+
+    def of_reply(self, response_id: str) -> int | None:
+        """The same of one of the newest of this process; asking the ledger takes a moment."""
+        with self._lock:
+            return self._replies.get(response_id)
 
     def auto(self, model: str, tags: Mapping[str, str], most: int) -> Held:
         """What to hold for an answer of at most so many tokens."""

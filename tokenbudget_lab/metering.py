@@ -125,7 +125,7 @@ class Meter:
             holds.read(call.model, tags)
         counter = self.policy.counter or self._local(call.model)
         parts = [counter.count_sync(content, **more) for content, more in _counted_parts(call)]
-        return self._ready(call, parts, budget, tags, retries)
+        return self._ready(call, _sum(parts, call.known_tokens + _followed(call, budget.ledger)), budget, tags, retries)
 
     async def attempt_async(self, call: Call, *, retries: int = 0) -> Attempt:
         """The same in async code."""
@@ -138,7 +138,8 @@ class Meter:
             parts = [local.count_sync(content, **more) for content, more in _counted_parts(call)]
         else:
             parts = [await self.policy.counter.count(content, **more) for content, more in _counted_parts(call)]
-        return self._ready(call, parts, budget, tags, retries)
+        followed = await asyncio.to_thread(_followed, call, budget.ledger) if call.follows is not None else 0
+        return self._ready(call, _sum(parts, call.known_tokens + followed), budget, tags, retries)
 
     def ledger(self) -> Ledger:
         """The ledger that its calls count in here.
@@ -202,10 +203,10 @@ class Meter:
             counter = self._counters[model] = local_counter_for(model)
         return counter
 
-    def _ready(self, call: Call, parts: list[Count], budget: Budget, tags: dict[str, str], retries: int) -> Attempt:
-        counted = _sum(parts, call.known_tokens + _followed(call, budget.ledger))
+    def _ready(self, call: Call, counted: Count, budget: Budget, tags: dict[str, str], retries: int) -> Attempt:
         reserving, holds = self._reserving(call, counted, budget, tags, retries), holds_of(budget.ledger)
-        return Attempt(call, reserving, counted, handed_in=self._pending.append, learn=partial(holds.learn, call.model, tags))
+        learn = partial(holds.learn, call.model, tags)
+        return Attempt(call, reserving, counted, handed_in=self._pending.append, learn=learn, remember=holds.remember)
 
     def _reserving(self, call: Call, counted: Count, budget: Budget, tags: Mapping[str, str], retries: int) -> Reserving:
         held = self._held(call, holds_of(budget.ledger), tags)
@@ -273,6 +274,8 @@ def _followed(call: Call, ledger: Ledger) -> int:
     """
     if call.follows is None:
         return 0
+    if (known := holds_of(ledger).of_reply(call.follows)) is not None:
+        return known
     found = ledger.sql(  # type: ignore[attr-defined] # a ledger with frames
         "select sum(tokens) as tokens from calls where response_id = $id", id=call.follows
     )

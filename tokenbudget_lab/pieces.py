@@ -12,12 +12,13 @@ from functools import cache
 from typing import Any, Protocol
 
 from .attempts import Attempt, dropped, watch_dropped
-from .calls import Reading, Whole
+from .calls import Reading, Reads, Whole
+from .reported import Reported
 
 
-def reading_for(content_type: str, stream: Reading) -> Reading:
+def reading_for(content_type: str, stream: Reading, read: Reads = Reported.of) -> Reading:
     """What reads a reply of this kind: `stream` for server-sent events."""
-    return stream if content_type.partition(";")[0].strip().lower() == "text/event-stream" else Whole()
+    return stream if content_type.partition(";")[0].strip().lower() == "text/event-stream" else Whole(read)
 
 
 class Settlement:
@@ -30,6 +31,11 @@ class Settlement:
         watch_dropped()
         self._watch = weakref.finalize(self, dropped, attempt, reading)
         self._watch.atexit = False  # then its hold ends by itself, counted as unknown
+
+    def leave(self) -> None:
+        """Settle it, where whoever reads it wants no more."""
+        self.reading.left()
+        self.end(ended=False)
 
     def end(self, *, ended: bool) -> None:
         """Settle it, the first time."""
@@ -47,6 +53,9 @@ class Ending(Protocol):
     def end(self, *, ended: bool) -> None:
         """It ended: with its last byte, or before."""
 
+    def leave(self) -> None:
+        """Whoever reads it wants no more."""
+
 
 def read_along(source: Iterator[bytes], settlement: Ending) -> Iterator[bytes]:
     """The bytes of a reply, for sync code."""
@@ -59,6 +68,9 @@ def read_along(source: Iterator[bytes], settlement: Ending) -> Iterator[bytes]:
         ended = True
         if rest := reading.rest():
             yield rest
+    except GeneratorExit:
+        reading.left()
+        raise
     finally:
         settlement.end(ended=ended)
 
@@ -74,6 +86,9 @@ async def read_along_async(source: AsyncIterator[bytes], settlement: Ending) -> 
         ended = True
         if rest := reading.rest():
             yield rest
+    except GeneratorExit:
+        reading.left()
+        raise
     finally:
         settlement.end(ended=ended)
 
@@ -95,14 +110,14 @@ class Pieces:
         try:
             self._response.close()
         finally:
-            self._settlement.end(ended=False)
+            self._settlement.leave()
 
     async def aclose(self) -> None:
         """The same in async code."""
         try:
             await self._response.aclose()
         finally:
-            self._settlement.end(ended=False)
+            self._settlement.leave()
 
 
 @cache
@@ -122,4 +137,5 @@ def read_by(http: Any, response: Any, settlement: Ending) -> None:
         response.status_code, headers=response.headers, stream=response.stream, extensions=response.extensions
     )
     response.stream = _stream_class(http)(source, settlement)
-    response.headers.pop("content-encoding", None)
+    if response.headers.pop("content-encoding", None) is not None:
+        response.headers.pop("content-length", None)  # it was that of what was compressed

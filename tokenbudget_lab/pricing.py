@@ -7,12 +7,13 @@ and what has no price raises `PriceUnknown`, it is never zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .checks import MAX_TEXT
 from .costs import billed_as
@@ -260,8 +261,7 @@ class Prices:
         catalogue, name = self._current(), _name(model)
         if (reason := catalogue.misses.get(name)) is None:
             try:
-                found: tuple[Provider, ModelInfo] = catalogue.snapshot.find_provider_model(name, None, None, None)
-                return found
+                return _found(catalogue.snapshot, name)
             except LookupError:  # kept, because each search goes through the whole catalogue
                 reason = f"genai-prices has no model {told(model, 60)}{_advice(catalogue.snapshot, name)}"
                 catalogue.misses[name] = reason
@@ -352,6 +352,28 @@ def worst_case(
 def user_prices() -> Prices:
     """The prices of this process: the catalogue, and the user's `prices.toml`."""
     return Prices.of_user()
+
+
+def _found(snapshot: Any, name: str) -> tuple[Provider, ModelInfo]:
+    """A model by its name, or by that of a seller before it (`groq/llama-3.3-70b-versatile`); else `LookupError`."""
+    try:
+        return cast("tuple[Provider, ModelInfo]", snapshot.find_provider_model(name, None, None, None))
+    except LookupError:
+        seller, _, model = name.partition("/")
+        if name.startswith("text-embedding-"):  # the catalogue's pattern of OpenAI's models leaves these out
+            seller, model = "openai", name
+        with suppress(LookupError):
+            if model and not _is_known_alone(snapshot, model, seller):
+                return cast("tuple[Provider, ModelInfo]", snapshot.find_provider_model(model, None, seller, None))
+        raise
+
+
+def _is_known_alone(snapshot: Any, model: str, seller: str) -> bool:
+    """Whether a model's name says by itself who sells it: with its maker before it, it is somebody else's name of a variant."""
+    try:
+        return bool(snapshot.find_provider(model, None, None).id == snapshot.find_provider(None, seller, None).id)
+    except LookupError:
+        return False
 
 
 def _name(model: str) -> str:

@@ -44,7 +44,7 @@ class Frames:
 
     def __init__(self) -> None:
         self._rest, self._seen = bytearray(), 0
-        self.garbled = False
+        self.garbled, self._given_up = False, b""
 
     @property
     def rest(self) -> bytes:
@@ -63,8 +63,13 @@ class Frames:
             yield _frame(raw)
         self._seen = max(0, len(self._rest) - 3)  # an end may have begun
         if len(self._rest) > MOST_BYTES:
-            self.garbled = True
+            self.garbled, self._given_up = True, self.rest
             self._rest.clear()
+
+    def given_up(self) -> bytes:
+        """What has come of an event that became too long: once, and no more of it is kept."""
+        given_up, self._given_up = self._given_up, b""
+        return given_up
 
 
 def _frame(raw: bytes) -> Frame:

@@ -198,6 +198,10 @@ class Results(Reading):
         """Nothing that could be settled as one call."""
         raise NotImplementedError
 
+    def leave(self) -> None:
+        """They are not read to their end, or have been."""
+        self.end(ended=False)
+
     def end(self, *, ended: bool) -> None:
         """The results have ended: what is left of the hold is given back once all of them were read."""
         if self._over:

@@ -1,14 +1,13 @@
 """Any SDK on httpx or httpx2 through a budget: a transport that stands between its HTTP client and the connections.
 
-A small table says where calls are made that cost something, and what they say. Whatever else is posted is let through only
-where it is known to cost nothing: what cannot be priced is refused, and not taken for free.
+Its reader may rely on two things: a request that costs something is reserved before its first byte is sent, each redirect and
+each retry anew; and the HTTP client that was given sends it, so its connections, proxies, cookies and hooks stay in use.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -16,33 +15,28 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ..attempts import Attempt
-from ..calls import Endpoint
-from ..errors import InvalidValue, NotMetered
+from ..calls import Call, Endpoint, Reading
+from ..endpoints import endpoint_at
+from ..errors import InvalidValue
 from ..metering import Meter
 from ..pieces import Settlement, read_by, reading_for
-from ..protocols.anthropic import MESSAGES
-from ..protocols.openai import CHAT, EMBEDDINGS, RESPONSES, ChatStream, with_usage
 
-# Ends of paths, so that whatever stands before them (`/v1`, `/openai/deployments/…`) is of no account.
-_PAID: tuple[tuple[re.Pattern[str], Endpoint], ...] = (
-    (re.compile(r"/chat/completions$"), CHAT),
-    (re.compile(r"/responses$"), RESPONSES),
-    (re.compile(r"/embeddings$"), EMBEDDINGS),
-    (re.compile(r"/v1/messages$"), MESSAGES),
-)
-_FREE = re.compile(
-    r"/(?:count_tokens|input_tokens|moderations|models|organization|admin|tokenize|oauth)(?:/|$)"
-    r"|/files(?:/[^/]+)?$|/uploads(?:/|$)|/batches/[^/]+/cancel$|/responses/[^/]+/cancel$|/conversations(?:/|$)"
-)
-_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol")
+_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError")
+_ILLEGAL = "Illegal header"  # a key with a line break in it, which the connection does not take
 
 
 class _Sent(NamedTuple):
     """What is sent for a call."""
 
+    call: Call
     request: Any
     endpoint: Endpoint
     hidden: bool  # the last chunk was not asked for by the caller
+
+    def reading(self, content_type: str) -> Reading:
+        """What reads the reply."""
+        stream = self.endpoint.stream(hidden=True) if self.hidden else self.endpoint.stream()
+        return reading_for(content_type, stream, self.endpoint.read)
 
 
 class BudgetTransport:
@@ -52,6 +46,7 @@ class BudgetTransport:
         http: `httpx2` or `httpx`.
         inner: the HTTP client that sends; its connections, cookies and hooks stay in use.
         meter: the budget, tags and policy.
+        warns: that nothing was ever sent through it.
     """
 
     def __init__(self, http: Any, inner: Any, meter: Meter, *, warns: bool = False) -> None:
@@ -64,9 +59,8 @@ class BudgetTransport:
         endpoint = _endpoint(request)
         if endpoint is None:
             return self._send(request)
-        body = _json(request.read())
-        sent = self._sent(request, endpoint, body)
-        attempt = self.meter.attempt(endpoint.call(body), retries=_retries(request))
+        sent = self._sent(request, endpoint, request.read())
+        attempt = self.meter.attempt(sent.call, retries=_retries(request))
         try:
             attempt.ask()
             response = self._send(sent.request)
@@ -81,9 +75,8 @@ class BudgetTransport:
         endpoint = _endpoint(request)
         if endpoint is None:
             return await self._send(request)
-        body = _json(await request.aread())
-        sent = self._sent(request, endpoint, body)
-        attempt = await self.meter.attempt_async(endpoint.call(body), retries=_retries(request))
+        sent = self._sent(request, endpoint, await request.aread())
+        attempt = await self.meter.attempt_async(sent.call, retries=_retries(request))
         try:
             await attempt.ask_async()
             response = await self._send(sent.request)
@@ -93,22 +86,28 @@ class BudgetTransport:
         return self._answered(response, attempt, sent)
 
     def _send(self, request: Any) -> Any:
-        """By the inner client, whose redirects and authentication are the outer one's business."""
+        """By the inner client; redirects and authentication are the outer one's business, which asks again for each."""
         return self.inner.send(request, stream=True, auth=None, follow_redirects=False)
 
-    def _sent(self, request: Any, endpoint: Endpoint, body: Mapping[str, Any]) -> _Sent:
-        asks = with_usage(body) if endpoint is CHAT else None
-        if asks is None:
-            return _Sent(request, endpoint, hidden=False)
+    def _sent(self, request: Any, endpoint: Endpoint, content: bytes) -> _Sent:
+        if self.inner.is_closed:
+            raise RuntimeError("Cannot send a request, as the client has been closed.")
+        body = _json(content)
+        call, asks = endpoint.call(body), endpoint.asking and endpoint.asking(body)
+        if not asks:
+            return _Sent(call, request, endpoint, hidden=False)
         headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
-        content = json.dumps(asks).encode()
         changed = self.http.Request(
-            request.method, request.url, headers=headers, content=content, extensions=request.extensions
+            request.method, request.url, headers=headers, content=json.dumps(asks).encode(), extensions=request.extensions
         )
-        return _Sent(changed, endpoint, hidden=True)
+        return _Sent(call, changed, endpoint, hidden=True)
 
     def _failed(self, attempt: Attempt, error: BaseException) -> None:
-        if attempt.sent and isinstance(error, self._never_sent):
+        """No response came: settle by whether anything can have been sent, or by the one that a hook made an error of."""
+        if isinstance(error, self.http.HTTPStatusError) and not attempt.answered(error.response.status_code):
+            return
+        illegal = isinstance(error, self.http.LocalProtocolError) and str(error).startswith(_ILLEGAL)
+        if attempt.sent and (illegal or isinstance(error, self._never_sent)):
             attempt.refused()
         else:
             attempt.abandoned()
@@ -118,10 +117,22 @@ class BudgetTransport:
         request_id = response.headers.get("x-request-id") or response.headers.get("request-id")
         if request_id:
             attempt.note(request_id=request_id)
-        if attempt.answered(response.status_code):
-            stream = ChatStream(hidden=True) if sent.hidden else sent.endpoint.stream()
-            read_by(self.http, response, Settlement(attempt, reading_for(response.headers.get("content-type", ""), stream)))
+        if not attempt.answered(response.status_code):
+            return response
+        reading = sent.reading(response.headers.get("content-type", ""))
+        if response.is_stream_consumed or response.is_closed:  # a hook has read it
+            return self._read(response, attempt, reading)
+        read_by(self.http, response, Settlement(attempt, reading))
+        if sent.hidden:
+            response.headers.pop("content-length", None)  # less will be seen than is sent
         return response
+
+    def _read(self, response: Any, attempt: Attempt, reading: Reading) -> Any:
+        seen = reading.feed(response.content) + reading.rest()
+        attempt.received(reading.received(ended=True))
+        framing = ("content-encoding", "content-length", "transfer-encoding")
+        headers = [(name, value) for name, value in response.headers.multi_items() if name not in framing]
+        return self.http.Response(response.status_code, headers=headers, content=seen, extensions=response.extensions)
 
     def close(self) -> None:
         """Close the inner client."""
@@ -130,6 +141,9 @@ class BudgetTransport:
     async def aclose(self) -> None:
         """The same in async code."""
         await self.inner.aclose()
+
+    def __repr__(self) -> str:
+        return f"BudgetTransport({self.meter!r})"
 
     def __del__(self, finalizing: Any = sys.is_finalizing, warn: Any = warnings.warn) -> None:
         meter = getattr(self, "meter", None)
@@ -145,16 +159,13 @@ class BudgetTransport:
 
 def instrument(client: Any, meter: Meter) -> Any:
     """An httpx or httpx2 client of the same kind and with the same connections, whose calls count."""
-    http = importlib.import_module(_package(client))
-    return _over(http, inner_of(client), BudgetTransport(http, inner_of(client), meter, warns=True))
+    return _over(_package(client), inner_of(client), meter, warns=True)
 
 
 def retagged(client: Any, tags: Mapping[str, str]) -> Any:
     """The same client with more tags; `None` where it is under no budget."""
     ours = _transport(client)
-    if ours is None:
-        return None
-    return _over(ours.http, ours.inner, BudgetTransport(ours.http, ours.inner, ours.meter.tagged(tags)))
+    return None if ours is None else _over(ours.http, ours.inner, ours.meter.tagged(tags))
 
 
 def inner_of(client: Any) -> Any:
@@ -163,15 +174,23 @@ def inner_of(client: Any) -> Any:
     return client if ours is None else ours.inner
 
 
+def meter_of(client: Any) -> Meter:
+    """The meter of a client that was made here."""
+    ours = _transport(client)
+    if ours is None:
+        raise InvalidValue("client", "is under no budget")
+    return ours.meter
+
+
 def _transport(client: Any) -> BudgetTransport | None:
     found = getattr(client, "_transport", None)
     return found if isinstance(found, BudgetTransport) else None
 
 
-def _package(client: Any) -> str:
+def _package(client: Any) -> Any:
     """`httpx` or `httpx2`."""
     packages = (kind.__module__.partition(".")[0] for kind in type(client).__mro__)
-    return next(package for package in packages if package in ("httpx", "httpx2"))
+    return importlib.import_module(next(package for package in packages if package in ("httpx", "httpx2")))
 
 
 @cache
@@ -179,14 +198,13 @@ def _transport_class(http: Any) -> type[BudgetTransport]:
     return type("BudgetTransport", (BudgetTransport, http.BaseTransport, http.AsyncBaseTransport), {})
 
 
-def _over(http: Any, inner: Any, transport: BudgetTransport) -> Any:
-    """A client that sends by this transport and does all else as the inner one does."""
-    transport.__class__ = _transport_class(http)
+def _over(http: Any, inner: Any, meter: Meter, *, warns: bool = False) -> Any:
+    """A client that sends by a transport of ours and does all else as the inner one does."""
     kind = http.AsyncClient if isinstance(inner, http.AsyncClient) else http.Client
     return kind(
-        transport=transport, auth=inner.auth, params=inner.params, headers=inner.headers, cookies=inner.cookies,
-        timeout=inner.timeout, follow_redirects=inner.follow_redirects, max_redirects=inner.max_redirects,
-        base_url=inner.base_url, trust_env=inner.trust_env,
+        transport=_transport_class(http)(http, inner, meter, warns=warns), auth=inner.auth, params=inner.params,
+        headers=inner.headers, cookies=inner.cookies, timeout=inner.timeout, follow_redirects=inner.follow_redirects,
+        max_redirects=inner.max_redirects, base_url=inner.base_url, trust_env=inner.trust_env,
     )  # fmt: skip
 
 
@@ -194,20 +212,8 @@ def _over(http: Any, inner: Any, transport: BudgetTransport) -> Any:
 
 
 def _endpoint(request: Any) -> Endpoint | None:
-    """Where a request goes; `None` where that costs nothing.
-
-    Raises:
-        NotMetered: it costs something, and nobody here knows what.
-    """
-    path = request.url.path
-    if request.method.upper() in ("GET", "HEAD", "OPTIONS", "DELETE"):
-        return None
-    for pattern, endpoint in _PAID:
-        if pattern.search(path):
-            return endpoint
-    if _FREE.search(path):
-        return None
-    raise NotMetered(f"{request.method} {path}")
+    url = request.url
+    return endpoint_at(request.method, f"{url.scheme}://{url.host}", url.path)
 
 
 def _json(content: bytes) -> Mapping[str, Any]:

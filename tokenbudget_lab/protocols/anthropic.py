@@ -111,8 +111,12 @@ class MessageStream(Stream):
         elif kind == b"message_stop":
             self._stopped = True
 
+    def left(self) -> None:
+        """Its last event says nothing new, and some do not wait for it."""
+        self._stopped |= self._message.get("stop_reason") is not None
+
     def received(self, *, ended: bool) -> Received:  # noqa: ARG002 - its last event says so itself
-        """What it comes to: measured when its last event has come."""
+        """What it comes to: measured when its last event has come, or nobody wanted that after all had been said."""
         named, stop = self._message.get("id"), self._message.get("stop_reason")
         told = Received(
             response_id=named if isinstance(named, str) else None, stop_reason=stop if isinstance(stop, str) else None

@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..calls import Call, Endpoint, Received, Stream, count_in, loaded, received_of, text_in
+from ..calls import Call, Endpoint, Reads, Received, Stream, count_in, loaded, received_of, text_in
 from ..errors import InvalidValue
 from ..reported import Reported
 from ..sse import Frame
@@ -25,6 +26,7 @@ PROVIDER = "openai"
 _AS_USUAL = ("auto", "default")
 # Models whose answers hold nothing but what is seen; of all others a part may be reasoning that never comes.
 _SEEN = re.compile(r"(?:ft:)?(?:gpt-3\.5|gpt-4|chatgpt-4)")
+_BILLED_APART = frozenset({"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"})
 _DONE = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 
 
@@ -104,11 +106,12 @@ class ChatStream(Stream):
 
     Args:
         hidden: the last chunk was not asked for by the caller.
+        read: reads what a reply reports.
     """
 
-    def __init__(self, *, hidden: bool = False) -> None:
+    def __init__(self, *, hidden: bool = False, read: Reads = Reported.of) -> None:
         super().__init__()
-        self._hidden = hidden
+        self._hidden, self._read = hidden, read
         self._chunks: list[bytes] = []
         self._usage: bytes | None = None
         self._done = False
@@ -117,12 +120,14 @@ class ChatStream(Stream):
         """Take more of it; returns it without what the caller did not ask for, and whole events only."""
         if not self._hidden:
             return super().feed(chunk)
+        if self.garbled:  # it is not read any more, but it is the caller's
+            return chunk
         seen = []
         for frame in self._frames.feed(chunk):
             self.take(frame)
             if frame.data is not self._usage or _choices(loaded(frame.data)):
                 seen.append(frame.raw)
-        return b"".join(seen)
+        return b"".join(seen) + self._frames.given_up()
 
     def rest(self) -> bytes:
         """The event that did not come to its end."""
@@ -150,9 +155,9 @@ class ChatStream(Stream):
         if self._usage is not None and (self._done or (ended and finished)):
             last = loaded(self._usage)
             tier = next((each["service_tier"] for each in chunks if each.get("service_tier")), None)
-            body = {"id": named, "model": model, "object": "chat.completion", "service_tier": tier, "usage": last["usage"]}
+            body = {"id": named, "object": "chat.completion", "model": model, "service_tier": tier, "usage": last["usage"]}
             try:
-                told.reported = Reported.of(body)
+                told.reported = self._read(body)
             except InvalidValue:  # what it says contradicts itself: not known
                 told.unseen = True
             return told
@@ -184,10 +189,15 @@ def _is_seen(model: Any) -> bool:
 
 
 class ResponseStream(Stream):
-    """A streamed response."""
+    """A streamed response.
 
-    def __init__(self) -> None:
+    Args:
+        read: reads what a response reports.
+    """
+
+    def __init__(self, read: Reads | None = None) -> None:
         super().__init__()
+        self._read = read or response_report
         self._pieces: list[bytes] = []
         self._begun: bytes | None = None
         self._last: bytes | None = None
@@ -205,7 +215,7 @@ class ResponseStream(Stream):
     def received(self, *, ended: bool) -> Received:  # noqa: ARG002 - its last event says so itself
         """What it comes to: measured when its last event has come, which holds the whole response."""
         if self._last is not None:
-            whole = received_of(loaded(self._last).get("response"))
+            whole = received_of(loaded(self._last).get("response"), self._read)
             if whole.reported is not None:
                 return whole
         begun = loaded(self._begun or b"").get("response")
@@ -219,9 +229,22 @@ class ResponseStream(Stream):
         )
 
 
-CHAT = Endpoint(PROVIDER, chat_call, ChatStream)
-RESPONSES = Endpoint(PROVIDER, response_call, ResponseStream)
-EMBEDDINGS = Endpoint(PROVIDER, embedding_call, ChatStream)
+def response_report(body: Any, read: Reads = Reported.of) -> Reported:
+    """What a response reports; tools that the provider runs and bills apart from tokens leave its cost unknown.
+
+    Examples:
+        >>> usage = {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12}
+        >>> response_report({"object": "response", "output": [{"type": "file_search_call"}], "usage": usage}).unpriced
+        'its file_search_call is billed apart from its tokens, and for how much is not known here'
+    """
+    reported = read(body)
+    output = body.get("output") if isinstance(body, Mapping) else None
+    kinds = {str(each.get("type")) for each in output if isinstance(each, Mapping)} if isinstance(output, list) else set()
+    apart = sorted(kinds & _BILLED_APART)
+    if apart and reported.unpriced is None:
+        why = f"its {', '.join(apart)} is billed apart from its tokens, and for how much is not known here"
+        reported = replace(reported, unpriced=why)
+    return reported
 
 
 def with_usage(body: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -235,3 +258,8 @@ def with_usage(body: Mapping[str, Any]) -> dict[str, Any] | None:
     if body.get("stream") is not True or not isinstance(options, Mapping) or options.get("include_usage"):
         return None
     return {**body, "stream_options": {**options, "include_usage": True}}
+
+
+CHAT = Endpoint(PROVIDER, chat_call, ChatStream, asking=with_usage)
+RESPONSES = Endpoint(PROVIDER, response_call, ResponseStream, response_report)
+EMBEDDINGS = Endpoint(PROVIDER, embedding_call, ChatStream)
