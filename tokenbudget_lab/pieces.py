@@ -6,65 +6,103 @@ collected. What is compressed is handed on decompressed, since it has to be read
 
 from __future__ import annotations
 
-import weakref
+import logging
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from typing import Any
 
-from .attempts import Attempt, dropped, watch_dropped
-from .calls import Reading, Whole
+from .attempts import Attempt
+from .calls import Either, Reading, Unread, Whole
+from .errors import TokenBudgetError
+
+log = logging.getLogger("tokenbudget_lab")
 
 
 def reading_for(content_type: str, stream: Reading) -> Reading:
-    """What reads a reply of this kind: `stream` for server-sent events."""
-    return stream if content_type.partition(";")[0].strip().lower() == "text/event-stream" else Whole()
+    """What reads a reply of this kind: `stream` for server-sent events, also where the server calls them something else."""
+    return stream if content_type.partition(";")[0].strip().lower() == "text/event-stream" else Either(stream, Whole())
 
 
 class Settlement:
     """The end of a reply: whichever comes first of its last byte, its close, an error, and its collection settles the call."""
 
-    __slots__ = ("__weakref__", "_watch", "attempt", "reading")
+    __slots__ = ("attempt",)
 
     def __init__(self, attempt: Attempt, reading: Reading) -> None:
-        self.attempt, self.reading = attempt, reading
-        watch_dropped()
-        self._watch = weakref.finalize(self, dropped, attempt, reading)
-        self._watch.atexit = False  # then its hold ends by itself, counted as unknown
+        self.attempt = attempt
+        attempt.reading = reading
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Read along; what cannot be read goes to the caller all the same."""
+        reading = self.attempt.reading
+        if reading is None:
+            return chunk
+        try:
+            return reading.feed(chunk)
+        except Exception as error:  # noqa: BLE001 - the caller's reply is no worse for it
+            log.warning("a reply could not be read along (%s); its whole hold will be counted", type(error).__name__)
+            self.attempt.reading = Unread()
+            return chunk
+
+    def rest(self) -> bytes:
+        """What has been held back until the end."""
+        return b"" if self.attempt.reading is None else self.attempt.reading.rest()
 
     def end(self, *, ended: bool) -> None:
         """Settle it, the first time."""
-        if self._watch.detach():
-            self.attempt.received(self.reading.received(ended=ended))
+        if self.attempt.is_open:
+            self.attempt.read(ended=ended)
+
+    def broken(self, error: BaseException) -> None:
+        """Settle what an error ended; that the ledger does not take it becomes a note on that error, which goes on."""
+        try:
+            self.end(ended=False)
+        except TokenBudgetError as failed:
+            beside(failed, error)
+
+
+def beside(failed: Exception, error: BaseException) -> None:
+    """A call could not be settled, while another error is on its way to the caller."""
+    error.add_note(f"tokenbudget: the call could not be settled: {failed}")
+    log.warning("a call could not be settled: %s", failed)
 
 
 def read_along(source: Iterator[bytes], settlement: Settlement) -> Iterator[bytes]:
     """The bytes of a reply, for sync code."""
-    reading, ended = settlement.reading, False
+    ended = False
     try:
         for chunk in source:
-            seen = reading.feed(chunk)
-            if seen:
+            if seen := settlement.feed(chunk):
                 yield seen
         ended = True
-        if rest := reading.rest():
+        if rest := settlement.rest():
             yield rest
-    finally:
+    except GeneratorExit:
         settlement.end(ended=ended)
+        raise
+    except BaseException as error:
+        settlement.broken(error)
+        raise
+    settlement.end(ended=True)
 
 
 async def read_along_async(source: AsyncIterator[bytes], settlement: Settlement) -> AsyncIterator[bytes]:
     """The bytes of a reply, for async code."""
-    reading, ended = settlement.reading, False
+    ended = False
     try:
         async for chunk in source:
-            seen = reading.feed(chunk)
-            if seen:
+            if seen := settlement.feed(chunk):
                 yield seen
         ended = True
-        if rest := reading.rest():
+        if rest := settlement.rest():
             yield rest
-    finally:
+    except GeneratorExit:
         settlement.end(ended=ended)
+        raise
+    except BaseException as error:
+        settlement.broken(error)
+        raise
+    settlement.end(ended=True)
 
 
 class Pieces:
@@ -83,15 +121,19 @@ class Pieces:
         """Close the connection's part, and settle what is left."""
         try:
             self._response.close()
-        finally:
-            self._settlement.end(ended=False)
+        except BaseException as error:
+            self._settlement.broken(error)
+            raise
+        self._settlement.end(ended=False)
 
     async def aclose(self) -> None:
         """The same in async code."""
         try:
             await self._response.aclose()
-        finally:
-            self._settlement.end(ended=False)
+        except BaseException as error:
+            self._settlement.broken(error)
+            raise
+        self._settlement.end(ended=False)
 
 
 @cache
