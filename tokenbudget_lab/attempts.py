@@ -259,7 +259,7 @@ class Attempt:
             self.refused()
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not self._done and not finalizing():  # then its hold ends by itself, counted as unknown
+        if not getattr(self, "_done", True) and not finalizing():  # then its hold ends by itself, counted as unknown
             _dropped.put(self)  # one step: a collection may come anywhere, and must ask nobody for anything
 
 

@@ -168,7 +168,7 @@ class Meter:
             None, None, None, call.model, counted, held.tokens * call.answers, call.terms, EXPIRES_AFTER_S,
             self.policy.wait_s, None, {**tags, **self.item_tags}, "count",
         )  # fmt: skip
-        return Reserving(budget, arguments, facts)
+        return Reserving(budget, arguments, facts, warns=False)  # Ctrl-C may come before it is asked
 
     def _tell(self) -> None:
         """Raise what went wrong with calls that were settled before, and tell of their alerts."""

@@ -7,13 +7,14 @@ collected. What is compressed is handed on decompressed, since it has to be read
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from typing import Any
 
 from .attempts import Attempt
 from .calls import Either, Reading, Unread, Whole
-from .errors import TokenBudgetError
+from .errors import LedgerForked, TokenBudgetError
 
 log = logging.getLogger("tokenbudget_lab")
 
@@ -50,8 +51,12 @@ class Settlement:
 
     def end(self, *, ended: bool) -> None:
         """Settle it, the first time."""
-        if self.attempt.is_open:
-            self.attempt.read(ended=ended)
+        if self.attempt.is_open and not sys.is_finalizing():  # then its hold ends by itself, counted as unknown
+            try:
+                self.attempt.read(ended=ended)
+            except LedgerForked:
+                if ended:
+                    raise  # what was left, or dropped, is the parent's to settle
 
     def broken(self, error: BaseException) -> None:
         """Settle what an error ended; that the ledger does not take it becomes a note on that error, which goes on."""

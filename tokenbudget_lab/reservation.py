@@ -336,10 +336,17 @@ class Extending:
 class Reserving:
     """A reservation that was not asked for yet: enter it (`with`, `async with`) or await it."""
 
-    __slots__ = ("_arguments", "_asked", "_budget", "_facts", "held", "id")
+    __slots__ = ("_arguments", "_asked", "_budget", "_facts", "_warns", "held", "id")
 
-    def __init__(self, budget: Budget, arguments: tuple[Any, ...], facts: Mapping[str, str | float] | None = None) -> None:
-        self._asked = False
+    def __init__(
+        self,
+        budget: Budget,
+        arguments: tuple[Any, ...],
+        facts: Mapping[str, str | float] | None = None,
+        *,
+        warns: bool = True,
+    ) -> None:
+        self._asked, self._warns = False, warns
         self._budget, self._arguments, self._facts = budget, arguments, facts
         self.held: Reservation | None = None
         self.id: str | None = None  # of what was asked for
@@ -417,7 +424,7 @@ class Reserving:
 
     def __del__(self, warn: Any = warnings.warn) -> None:
         try:
-            asked = self._asked
+            asked = self._asked or not self._warns
         except NotEntered:  # interrupted while it was made
             return
         if not asked:
