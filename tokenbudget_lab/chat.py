@@ -78,7 +78,7 @@ class Request:
         """One more text; what is absent adds nothing."""
         if text is not None:
             if not isinstance(text, str):
-                raise InvalidType("content", f"{told(text)} is {type(text).__name__}, not a text")
+                raise InvalidType("content", f"of type {type(text).__name__}, not a text")
             self.texts.append(text)
 
 
@@ -117,11 +117,11 @@ def messages_of(content: Any, role: str) -> Sequence[Mapping[str, Any]]:
     if isinstance(content, str):
         return ({"role": role, "content": content},)
     if isinstance(content, bytes | Mapping) or not isinstance(content, Sequence):
-        raise InvalidType("content", f"{told(content)} is {type(content).__name__}, neither a text nor a list of messages")
+        raise InvalidType("content", f"of type {type(content).__name__}, neither a text nor a list of messages")
     messages: Sequence[Mapping[str, Any]] = content
     for each in messages:
         if not isinstance(each, Mapping):
-            raise InvalidType("content", f"{told(each)} is {type(each).__name__}, not a message")
+            raise InvalidType("content", f"of type {type(each).__name__}, not a message")
     return messages
 
 
@@ -153,7 +153,7 @@ def _parts(content: Any) -> Sequence[Any]:
     if isinstance(content, str):
         return ({"type": "text", "text": content},)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise InvalidType("content", f"{told(content)} is {type(content).__name__}, neither a text nor a list of parts")
+        raise InvalidType("content", f"of type {type(content).__name__}, neither a text nor a list of parts")
     return content
 
 
@@ -209,7 +209,7 @@ def definitions(tools: Tools) -> str:
 
 def _definition(tool: Any) -> str:
     if not isinstance(tool, Mapping):
-        raise InvalidType("tools", f"{told(tool)} is {type(tool).__name__}, not a tool definition")
+        raise InvalidType("tools", f"of type {type(tool).__name__}, not a tool definition")
     told_of = tool.get("function") or tool
     if "name" not in told_of:
         kind = told(tool.get("type"))

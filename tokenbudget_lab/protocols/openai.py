@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..calls import MOST_KEPT, Call, Endpoint, Received, Stream, count_in, loaded, received_of, text_in
-from ..errors import InvalidType, InvalidValue, told
+from ..errors import InvalidType, InvalidValue
 from ..reported import Reported
 from ..sse import Frame
 from ..terms import UNSAID, Terms, terms_of
@@ -99,7 +99,7 @@ def _listed(body: Mapping[str, Any], name: str) -> list[Any]:
     """
     value = body.get(name) or []
     if not isinstance(value, list | tuple):
-        raise InvalidType(name, f"{told(value)} is {type(value).__name__}, not a list; nothing was sent")
+        raise InvalidType(name, f"of type {type(value).__name__}, not a list; nothing was sent")
     return list(value)
 
 
