@@ -69,6 +69,9 @@ class Interrupt:
         return self._within
 
     def _within(self, frame: types.FrameType, event: str, arg: Any) -> Any:
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if line.lstrip().startswith("with ") and "lock" in line:
+            return self._within  # Python takes and releases a lock in one step, and looks for signals behind it
         if event == ("opcode" if self._steps else "line") and not self.came:
             self._left -= 1
             if self._left < 0:

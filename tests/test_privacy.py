@@ -43,7 +43,7 @@ CHAT: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "look", "description": TOOL, "parameters": {"type": "object"}}}],
 }
 RESPONSE: dict[str, Any] = {"model": SEEN, "input": PROMPT, "instructions": SYSTEM}
-BLOCKS = [
+BLOCKS: list[dict[str, Any]] = [
     {"type": "thinking", "thinking": THOUGHT * 3},
     {"type": "text", "text": f"{SAID}, {SAID}."},
     {"type": "tool_use", "name": "look", "input": {"where": CALLED}},

@@ -7,7 +7,6 @@ counting here.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ OnExceeded = Literal["wait", "raise"]
 Hold = Literal["auto", "worst"]
 
 _holds: WeakKeyDictionary[Ledger, Holds] = WeakKeyDictionary()
-_holds_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +181,8 @@ class Meter:
 
 def holds_of(ledger: Ledger) -> Holds:
     """What a ledger teaches of the lengths of answers."""
-    with _holds_lock:
-        holds = _holds.get(ledger)
-        if holds is None:
-            holds = _holds[ledger] = Holds(ledger)
-        return holds
+    holds = _holds.get(ledger)
+    return _holds.setdefault(ledger, Holds(ledger)) if holds is None else holds
 
 
 # --- counting ----------------------------------------------------------------------------------------------------------------
