@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import linecache
 import subprocess
 import sys
 import textwrap
