@@ -18,6 +18,7 @@ from .sse import Frame, Frames
 from .terms import UNSAID, Terms
 
 Reads = Callable[[Any], Reported]
+MOST_KEPT = 64 << 20  # of what a stream wrote; no answer is a tenth of it, and what comes behind is unseen
 MOST_BYTES = 256 << 20  # of a reply that is not a stream; what is larger is not read
 
 
@@ -146,6 +147,52 @@ def _finish(choices: Any) -> Any:
     return first.get("finish_reason") if isinstance(first, Mapping) else None
 
 
+class Unread(Reading):
+    """A reply that cannot be read."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take more of it."""
+        return chunk
+
+    def received(self, *, ended: bool) -> Received:  # noqa: ARG002 - all the same
+        """What it comes to is not known."""
+        return Received(unseen=True)
+
+
+class Either(Reading):
+    """A reply of which nobody says what it is: JSON begins with a bracket, and no event does.
+
+    Args:
+        stream, whole: what reads either.
+    """
+
+    def __init__(self, stream: Reading, whole: Reading) -> None:
+        self._stream, self._whole = stream, whole
+        self._chosen: Reading | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take more of it."""
+        if self._chosen is None:
+            begins = chunk.lstrip()[:1]
+            if not begins:  # white space means nothing to either
+                return chunk
+            self._chosen = self._whole if begins in b"{[" else self._stream
+        return self._chosen.feed(chunk)
+
+    def rest(self) -> bytes:
+        """What has been held back."""
+        return b"" if self._chosen is None else self._chosen.rest()
+
+    def left(self) -> None:
+        """Whoever reads it wants no more."""
+        if self._chosen is not None:
+            self._chosen.left()
+
+    def received(self, *, ended: bool) -> Received:
+        """What it comes to."""
+        return (self._chosen or self._whole).received(ended=ended)
+
+
 class Stream(Reading):
     """A reply as server-sent events: the bytes become events, and what they say is a provider's own business."""
 
@@ -156,7 +203,7 @@ class Stream(Reading):
         """Take more of it."""
         for frame in self._frames.feed(chunk):
             self.take(frame)
-        self._frames.given_up()
+        self._frames.spilled()
         return chunk
 
     @abstractmethod

@@ -70,7 +70,8 @@ class Holds:
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        self._ledger, self._lock = ledger, threading.Lock()
+        # Reentrant: a collection in the midst of learning may end a stream, which teaches something too.
+        self._ledger, self._lock = ledger, threading.RLock()
         self._known: dict[_Key, Lengths] = {}
         self._replies: dict[str, int] = {}
 

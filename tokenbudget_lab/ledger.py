@@ -306,6 +306,10 @@ class Ledger:
         reservation.thread = threading.get_ident()
         self._held[reservation.id] = reservation
 
+    def held(self, reservation_id: str) -> Reservation | None:
+        """A reservation of this process that is open, as far as it knows."""
+        return self._held.get(reservation_id)
+
     def let_go(self, reservation: Reservation) -> None:
         """It has ended."""
         self._held.pop(reservation.id, None)

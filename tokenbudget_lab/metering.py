@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ OnExceeded = Literal["wait", "raise"]
 Hold = Literal["auto", "worst"]
 
 _holds: WeakKeyDictionary[Ledger, Holds] = WeakKeyDictionary()
-_holds_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +217,7 @@ class Meter:
             None, None, None, call.model, counted, held.tokens * call.answers, call.terms, EXPIRES_AFTER_S,
             self.policy.wait_s, None, {**tags, **self.item_tags}, "count", call.cache_write,
         )  # fmt: skip
-        return Reserving(budget, arguments, facts)
+        return Reserving(budget, arguments, facts, warns=False)  # Ctrl-C may come before it is asked
 
     def _held(self, call: Call, holds: Holds, tags: Mapping[str, str]) -> Held:
         """What is held for one answer of a call."""
@@ -239,11 +237,8 @@ class Meter:
 
 def holds_of(ledger: Ledger) -> Holds:
     """What a ledger teaches of the lengths of answers."""
-    with _holds_lock:
-        holds = _holds.get(ledger)
-        if holds is None:
-            holds = _holds[ledger] = Holds(ledger)
-        return holds
+    holds = _holds.get(ledger)
+    return _holds.setdefault(ledger, Holds(ledger)) if holds is None else holds
 
 
 # --- counting ----------------------------------------------------------------------------------------------------------------

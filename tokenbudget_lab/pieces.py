@@ -6,49 +6,88 @@ collected. What is compressed is handed on decompressed, since it has to be read
 
 from __future__ import annotations
 
-import weakref
+import logging
+import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from typing import Any, Protocol
 
-from .attempts import Attempt, dropped, watch_dropped
-from .calls import Reading, Reads, Whole
+from .attempts import Attempt
+from .calls import Either, Reading, Reads, Unread, Whole
+from .errors import LedgerForked, TokenBudgetError
 from .reported import Reported
+
+log = logging.getLogger("tokenbudget_lab")
 
 
 def reading_for(content_type: str, stream: Reading, read: Reads = Reported.of) -> Reading:
-    """What reads a reply of this kind: `stream` for server-sent events."""
-    return stream if content_type.partition(";")[0].strip().lower() == "text/event-stream" else Whole(read)
+    """What reads a reply of this kind: `stream` for server-sent events, also where the server calls them something else."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return stream if kind == "text/event-stream" else Either(stream, Whole(read))
 
 
 class Settlement:
     """The end of a reply: whichever comes first of its last byte, its close, an error, and its collection settles the call."""
 
-    __slots__ = ("__weakref__", "_watch", "attempt", "reading")
+    __slots__ = ("attempt",)
 
     def __init__(self, attempt: Attempt, reading: Reading) -> None:
-        self.attempt, self.reading = attempt, reading
-        watch_dropped()
-        self._watch = weakref.finalize(self, dropped, attempt, reading)
-        self._watch.atexit = False  # then its hold ends by itself, counted as unknown
+        self.attempt = attempt
+        attempt.reading = reading
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Read along; what cannot be read goes to the caller all the same."""
+        reading = self.attempt.reading
+        if reading is None:
+            return chunk
+        try:
+            return reading.feed(chunk)
+        except Exception as error:  # noqa: BLE001 - the caller's reply is no worse for it
+            log.warning("a reply could not be read along (%s); its whole hold will be counted", type(error).__name__)
+            self.attempt.reading = Unread()
+            return chunk
+
+    def rest(self) -> bytes:
+        """What has been held back until the end."""
+        return b"" if self.attempt.reading is None else self.attempt.reading.rest()
 
     def leave(self) -> None:
         """Settle it, where whoever reads it wants no more."""
-        self.reading.left()
+        if self.attempt.reading is not None:
+            self.attempt.reading.left()
         self.end(ended=False)
 
     def end(self, *, ended: bool) -> None:
         """Settle it, the first time."""
-        if self._watch.detach():
-            self.attempt.received(self.reading.received(ended=ended))
+        if self.attempt.is_open and not sys.is_finalizing():  # then its hold ends by itself, counted as unknown
+            try:
+                self.attempt.read(ended=ended)
+            except LedgerForked:
+                if ended:
+                    raise  # what was left, or dropped, is the parent's to settle
+
+    def broken(self, error: BaseException) -> None:
+        """Settle what an error ended; that the ledger does not take it becomes a note on that error, which goes on."""
+        try:
+            self.end(ended=False)
+        except TokenBudgetError as failed:
+            beside(failed, error)
+
+
+def beside(failed: Exception, error: BaseException) -> None:
+    """A call could not be settled, while another error is on its way to the caller."""
+    error.add_note(f"tokenbudget: the call could not be settled: {failed}")
+    log.warning("a call could not be settled: %s", failed)
 
 
 class Ending(Protocol):
     """What reads a reply along, and is told how it ended."""
 
-    @property
-    def reading(self) -> Reading:
-        """Takes its bytes."""
+    def feed(self, chunk: bytes) -> bytes:
+        """Take more of it; returns what the caller of the SDK is to see of that."""
+
+    def rest(self) -> bytes:
+        """What has been held back until the end."""
 
     def end(self, *, ended: bool) -> None:
         """It ended: with its last byte, or before."""
@@ -56,41 +95,52 @@ class Ending(Protocol):
     def leave(self) -> None:
         """Whoever reads it wants no more."""
 
+    def broken(self, error: BaseException) -> None:
+        """An error ended it, which goes on to the caller."""
+
 
 def read_along(source: Iterator[bytes], settlement: Ending) -> Iterator[bytes]:
     """The bytes of a reply, for sync code."""
-    reading, ended = settlement.reading, False
+    ended = False
     try:
         for chunk in source:
-            seen = reading.feed(chunk)
-            if seen:
+            if seen := settlement.feed(chunk):
                 yield seen
         ended = True
-        if rest := reading.rest():
+        if rest := settlement.rest():
             yield rest
     except GeneratorExit:
-        reading.left()
+        if ended:
+            settlement.end(ended=True)
+        else:
+            settlement.leave()
         raise
-    finally:
-        settlement.end(ended=ended)
+    except BaseException as error:
+        settlement.broken(error)
+        raise
+    settlement.end(ended=True)
 
 
 async def read_along_async(source: AsyncIterator[bytes], settlement: Ending) -> AsyncIterator[bytes]:
     """The bytes of a reply, for async code."""
-    reading, ended = settlement.reading, False
+    ended = False
     try:
         async for chunk in source:
-            seen = reading.feed(chunk)
-            if seen:
+            if seen := settlement.feed(chunk):
                 yield seen
         ended = True
-        if rest := reading.rest():
+        if rest := settlement.rest():
             yield rest
     except GeneratorExit:
-        reading.left()
+        if ended:
+            settlement.end(ended=True)
+        else:
+            settlement.leave()
         raise
-    finally:
-        settlement.end(ended=ended)
+    except BaseException as error:
+        settlement.broken(error)
+        raise
+    settlement.end(ended=True)
 
 
 class Pieces:
@@ -109,15 +159,19 @@ class Pieces:
         """Close the connection's part, and settle what is left."""
         try:
             self._response.close()
-        finally:
-            self._settlement.leave()
+        except BaseException as error:
+            self._settlement.broken(error)
+            raise
+        self._settlement.leave()
 
     async def aclose(self) -> None:
         """The same in async code."""
         try:
             await self._response.aclose()
-        finally:
-            self._settlement.leave()
+        except BaseException as error:
+            self._settlement.broken(error)
+            raise
+        self._settlement.leave()
 
 
 @cache

@@ -6,6 +6,7 @@ because the money is gone, and its cost is said to be unknown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
@@ -18,7 +19,7 @@ from .usage import EXACT, Usage, reader
 _DETAILS = ("prompt_tokens_details", "completion_tokens_details", "input_tokens_details", "output_tokens_details")
 _PLAIN = ("prompt_tokens_details", "image_tokens")  # what a model that answers in text sees costs what it reads
 _MODES = ("audio_tokens", "image_tokens", "video_tokens")
-_MOST_ID = 256
+_ID = re.compile(r"\S{1,256}")
 # Where Claude answered, and what that costs: https://platform.claude.com/docs/en/manage-claude/data-residency
 _REGIONS = {"global": Decimal(1), "not_available": Decimal(1), "us": Decimal("1.1")}
 _UNFINISHED = frozenset({"in_progress", "queued", "cancelled", "failed"})
@@ -113,8 +114,8 @@ class Reported:
 
 
 def response_id(*given: Any) -> str | None:
-    """The first of several that can be an id, or a model's name; some servers give an empty one."""
-    return next((each for each in given if isinstance(each, str) and 0 < len(each) <= _MOST_ID and each.isprintable()), None)
+    """The first of several that can be an id or a model's name; some say none, and a sentence may quote what was asked."""
+    return next((each for each in given if isinstance(each, str) and _ID.fullmatch(each) and each.isprintable()), None)
 
 
 def _beside(iterations: Any) -> Iterable[tuple[str | None, Usage]]:

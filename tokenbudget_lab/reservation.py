@@ -259,6 +259,16 @@ class Reservation:
         """End it as its expiry would, but now: nobody knows whether the call was billed."""
         return self._submit(Lose(self._ledger.new_id(), self.id))
 
+    def cost(self, used: Reported) -> Decimal | None:
+        """USD of a use on the terms that it was made for; `None` where there is no price."""
+        pico, _ = self._ledger.cost(used, self.model, self.terms)
+        return None if pico is None else usd_of(pico)
+
+    def forget(self) -> None:
+        """It has ended, and whoever ended it could not say so."""
+        self._ended = True
+        self._ledger.let_go(self)
+
     def _submit(self, command: Command) -> Receipt[Any]:
         receipt = self._receipt = self._ledger.submit(command, self.id)
         self._ended = True
@@ -327,12 +337,20 @@ class Extending:
 class Reserving:
     """A reservation that was not asked for yet: enter it (`with`, `async with`) or await it."""
 
-    __slots__ = ("_arguments", "_asked", "_budget", "_facts", "held")
+    __slots__ = ("_arguments", "_asked", "_budget", "_facts", "_warns", "held", "id")
 
-    def __init__(self, budget: Budget, arguments: tuple[Any, ...], facts: Mapping[str, str | float] | None = None) -> None:
-        self._asked = False
+    def __init__(
+        self,
+        budget: Budget,
+        arguments: tuple[Any, ...],
+        facts: Mapping[str, str | float] | None = None,
+        *,
+        warns: bool = True,
+    ) -> None:
+        self._asked, self._warns = False, warns
         self._budget, self._arguments, self._facts = budget, arguments, facts
         self.held: Reservation | None = None
+        self.id: str | None = None  # of what was asked for
 
     def command(self) -> Reserve:
         """What is asked; once."""
@@ -340,7 +358,14 @@ class Reserving:
             raise NotEntered("this reserve(...) was entered before; make a new one for a new call")
         self._asked = True
         command = self._budget.command(*self._arguments)
+        self.id = command.id
         return command if not self._facts else command._replace(detail=with_facts(command.detail, self._facts))
+
+    def granted(self) -> Reservation | None:
+        """What was granted, also where Ctrl-C came before anybody could take it."""
+        if self.held is None and self.id is not None:
+            self.held = self._budget.ledger.held(self.id)
+        return self.held
 
     def ask(self) -> Reservation:
         """Ask now and block until it is granted or refused."""
@@ -400,7 +425,7 @@ class Reserving:
 
     def __del__(self, warn: Any = warnings.warn) -> None:
         try:
-            asked = self._asked
+            asked = self._asked or not self._warns
         except NotEntered:  # interrupted while it was made
             return
         if not asked:

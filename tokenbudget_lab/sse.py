@@ -29,6 +29,9 @@ class Frame(NamedTuple):
     data: bytes
     raw: bytes
 
+    def __repr__(self) -> str:  # it stands in tracebacks, and what a model wrote does not
+        return f"Frame({len(self.raw)} bytes)"
+
 
 class Frames:
     r"""The events of one stream.
@@ -43,8 +46,8 @@ class Frames:
     """
 
     def __init__(self) -> None:
-        self._rest, self._seen = bytearray(), 0
-        self.garbled, self._given_up = False, b""
+        self._rest, self._seen, self._spilled = bytearray(), 0, b""
+        self.garbled = False
 
     @property
     def rest(self) -> bytes:
@@ -63,13 +66,13 @@ class Frames:
             yield _frame(raw)
         self._seen = max(0, len(self._rest) - 3)  # an end may have begun
         if len(self._rest) > MOST_BYTES:
-            self.garbled, self._given_up = True, self.rest
+            self.garbled, self._spilled = True, bytes(self._rest)
             self._rest.clear()
 
-    def given_up(self) -> bytes:
-        """What has come of an event that became too long: once, and no more of it is kept."""
-        given_up, self._given_up = self._given_up, b""
-        return given_up
+    def spilled(self) -> bytes:
+        """The event that became too long, once: whoever hands on whole events owes its caller these bytes."""
+        spilled, self._spilled = self._spilled, b""
+        return spilled
 
 
 def _frame(raw: bytes) -> Frame:

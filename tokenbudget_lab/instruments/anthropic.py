@@ -11,17 +11,16 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import anthropic
 import httpx2
 
-from ..attempts import Attempt, BatchAttempt
+from ..attempts import Attempt, BatchAttempt, frames_of
 from ..calls import Endpoint, received_of
 from ..errors import NotMetered, TokenBudgetError
 from ..metering import Meter
-from ..pieces import Settlement, read_by, reading_for
+from ..pieces import Settlement, beside, read_by, reading_for
 from ..protocols.anthropic import MESSAGES
 
 AnyClient = anthropic.Anthropic | anthropic.AsyncAnthropic
@@ -31,6 +30,7 @@ _FREE = re.compile(
     r"|memory_stores|environments|tunnels)(?:/|$)"
 )
 BATCHES = MESSAGES._replace()  # told apart by what it is: its calls are read elsewhere
+_MAKING = ("_prepare_options", "_build_request", "_prepare_request")
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 
 
@@ -56,13 +56,15 @@ class BudgetMiddleware(anthropic.Middleware):
             attempt = self.meter.attempt(endpoint.call(_body(request)), retries=request.retries_taken)
         except TokenBudgetError as error:
             raise error from None
+        answered = False
         try:
             _ask(attempt)
             response = call_next(request)
+            answered = True
+            return _answered(response, attempt, endpoint)
         except BaseException as error:
-            _failed(attempt, error)
+            _failed(attempt, error, answered=answered)
             raise
-        return _answered(response, attempt, endpoint)
 
     async def handle_async(self, request: Any, call_next: Any) -> Any:
         """One attempt of an async client."""
@@ -76,16 +78,18 @@ class BudgetMiddleware(anthropic.Middleware):
             attempt = await self.meter.attempt_async(endpoint.call(_body(request)), retries=request.retries_taken)
         except TokenBudgetError as error:
             raise error from None
+        answered = False
         try:
             try:
                 await attempt.ask_async()
             except TokenBudgetError as error:
                 raise error from None
             response = await call_next(request)
+            answered = True
+            return _answered(response, attempt, endpoint)
         except BaseException as error:
-            _failed(attempt, error)
+            _failed(attempt, error, answered=answered)
             raise
-        return _answered(response, attempt, endpoint)
 
     # --- batches -----------------------------------------------------------------------------------------------------------
 
@@ -220,12 +224,17 @@ def _ask(attempt: Attempt) -> None:
         raise error from None
 
 
-def _failed(attempt: Attempt, error: BaseException) -> None:
-    """No response came: settle by whether anything can have been sent."""
-    if attempt.sent and isinstance(error, Exception) and _never_sent(error):
-        attempt.refused()
-    else:
-        attempt.abandoned()
+def _failed(attempt: Attempt, error: BaseException, *, answered: bool) -> None:
+    """No response came, or none that could be taken: settle by whether anything can have been sent."""
+    try:
+        if answered:
+            attempt.lost()  # where it is not settled yet
+        elif attempt.sent and _never_sent(error):
+            attempt.refused()
+        else:
+            attempt.abandoned()
+    except TokenBudgetError as failed:
+        beside(failed, error)
 
 
 def _failed_batch(attempt: BatchAttempt, error: BaseException) -> None:
@@ -235,26 +244,21 @@ def _failed_batch(attempt: BatchAttempt, error: BaseException) -> None:
         attempt.abandoned()
 
 
-def _never_sent(error: Exception) -> bool:
+def _never_sent(error: BaseException) -> bool:
     """Whether it happened before any byte was sent: while the request was made, or its connection."""
     if isinstance(error, anthropic.APIConnectionError):
         return isinstance(error.__cause__, _NEVER_SENT)
-    return not any(name == "send" and module.startswith("httpx2") for module, name in _frames(error.__traceback__))
-
-
-def _frames(where: TracebackType | None) -> list[tuple[str, str]]:
-    found = []
-    while where is not None:
-        frame = where.tb_frame
-        found.append((str(frame.f_globals.get("__name__", "")), frame.f_code.co_name))
-        where = where.tb_next
-    return found
+    frames = frames_of(error)
+    if isinstance(error, Exception):
+        return not any(name == "send" and module.startswith("httpx2") for module, name in frames)
+    # Ctrl-C may come behind the sending as well; these functions are before it.
+    return any(name in _MAKING and module.startswith("anthropic") for module, name in frames)
 
 
 def _answered(response: Any, attempt: Attempt, endpoint: Endpoint) -> Any:
     """Settle by the response, or by what will be read of it."""
     if not isinstance(response, anthropic.APIResponse | anthropic.AsyncAPIResponse):
-        attempt.abandoned()  # another middleware made something of it: what was used is not known
+        attempt.lost()  # another middleware made something of it: what was used is not known
         return response
     http = response.http_response
     request_id = http.headers.get("request-id")

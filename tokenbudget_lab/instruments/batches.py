@@ -16,7 +16,7 @@ import anthropic
 
 from ..attempts import BatchAttempt
 from ..batching import Batch, BatchState, batch, batches
-from ..calls import Call, Reading, Received
+from ..calls import Call
 from ..errors import InvalidType, InvalidValue, ReservationClosed, UnknownReservation, told
 from ..metering import Meter
 from ..protocols.anthropic import call_of
@@ -157,7 +157,7 @@ class Settling:
         self._receipts.append(_Once(receipt))
 
 
-class Results(Reading):
+class Results:
     """A batch's results while their lines come in, and what ends them: in the place of a reply and its settlement.
 
     Args:
@@ -169,11 +169,6 @@ class Results(Reading):
     def __init__(self, settling: Settling, meter: Meter, state: BatchState) -> None:
         self._settling, self._meter, self._state = settling, meter, state
         self._line, self._over = bytearray(), False
-
-    @property
-    def reading(self) -> Reading:
-        """Itself."""
-        return self
 
     def feed(self, chunk: bytes) -> bytes:
         """Take more of them."""
@@ -187,6 +182,10 @@ class Results(Reading):
             self._settling.unknown += 1
         return chunk
 
+    def rest(self) -> bytes:
+        """Nothing is held back."""
+        return b""
+
     def _take(self, line: bytes) -> None:
         if line.strip():
             try:
@@ -194,9 +193,9 @@ class Results(Reading):
             except (ValueError, RecursionError):
                 self._settling.unknown += 1
 
-    def received(self, *, ended: bool) -> Received:
-        """Nothing that could be settled as one call."""
-        raise NotImplementedError
+    def broken(self, error: BaseException) -> None:  # noqa: ARG002 - it goes on to the caller
+        """An error ended them."""
+        self.end(ended=False)
 
     def leave(self) -> None:
         """They are not read to their end, or have been."""

@@ -10,18 +10,21 @@ References:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from ..calls import Call, Endpoint, Received, Stream, count_in, loaded, text_in
+from ..calls import MOST_KEPT, Call, Endpoint, Received, Stream, count_in, loaded, text_in
 from ..errors import InvalidValue
 from ..reported import Reported
 from ..sse import Frame
 from ..terms import terms_of
+from ..usage import MAX_TOKENS
 
 PROVIDER = "anthropic"
 _WRITTEN = {"text_delta": "text", "input_json_delta": "partial_json", "thinking_delta": "thinking"}
-_COUNTED = frozenset({"text", "tool_use", "thinking"})  # kinds of blocks whose every token is seen
+_BESIDE = frozenset({"signature_delta", "citations_delta"})  # no tokens of the model's
+# Kinds of blocks whose every token is seen. Of thinking a summary comes, or nothing, and all of it is billed.
+_COUNTED = frozenset({"text", "tool_use"})
 _SCHEMAS = (("output_config", "format"), ("output_format",))
 
 
@@ -86,28 +89,24 @@ class MessageStream(Stream):
         self._usage: dict[str, Any] = {}
         self._message: dict[str, Any] = {}
         self._pieces: list[bytes] = []
-        self._stopped = self._begun = False
-        self._unseen = False
+        self._size = 0
+        self._begun = self._counted = self._stopped = False
+        self._unseen = self._odd = False
 
     def take(self, frame: Frame) -> None:
         """Take one event; what was written is not looked at while all goes well."""
-        kind = frame.event
+        kind = frame.event or _kind(frame.data)
+        self._odd |= self._stopped and kind.startswith((b"content_", b"message_"))
         if kind == b"content_block_delta":
-            self._pieces.append(frame.data)
+            self._keep(frame.data)
         elif kind == b"message_start":
-            message = loaded(frame.data).get("message")
-            if isinstance(message, Mapping) and isinstance(message.get("usage"), Mapping):
-                self._message, self._usage, self._begun = dict(message), dict(message["usage"]), True
+            self._start(loaded(frame.data).get("message"))
         elif kind == b"content_block_start":
             block = loaded(frame.data).get("content_block")
-            self._unseen |= not isinstance(block, Mapping) or block.get("type") not in _COUNTED
+            self._unseen |= not isinstance(block, Mapping) or str(block.get("type")) not in _COUNTED
+            self._keep(frame.data)
         elif kind == b"message_delta":
-            data = loaded(frame.data)
-            usage, delta = data.get("usage"), data.get("delta")
-            if isinstance(usage, Mapping):
-                self._usage |= {name: value for name, value in usage.items() if value is not None}
-            if isinstance(delta, Mapping) and delta.get("stop_reason") is not None:
-                self._message["stop_reason"] = delta["stop_reason"]
+            self._end(loaded(frame.data))
         elif kind == b"message_stop":
             self._stopped = True
 
@@ -115,41 +114,87 @@ class MessageStream(Stream):
         """Its last event says nothing new, and some do not wait for it."""
         self._stopped |= self._message.get("stop_reason") is not None
 
+    def _keep(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size > MOST_KEPT:
+            self._unseen = True
+        else:
+            self._pieces.append(piece)
+
+    def _start(self, message: Any) -> None:
+        if self._begun:
+            self._odd = True  # two messages in one stream: which of them the last event counts, nobody knows
+        elif isinstance(message, Mapping) and isinstance(message.get("usage"), Mapping):
+            self._message, self._usage, self._begun = dict(message), dict(message["usage"]), True
+
+    def _end(self, data: Mapping[str, Any]) -> None:
+        usage, delta = data.get("usage"), data.get("delta")
+        if isinstance(usage, Mapping):
+            before = _tokens(self._usage.get("output_tokens"))
+            self._usage |= {name: value for name, value in usage.items() if value is not None}
+            self._counted |= usage.get("output_tokens") is not None
+            self._odd |= _tokens(self._usage.get("output_tokens")) < before  # it counts on, and never back
+        if isinstance(delta, Mapping) and delta.get("stop_reason") is not None:
+            self._message["stop_reason"] = delta["stop_reason"]
+
     def received(self, *, ended: bool) -> Received:  # noqa: ARG002 - its last event says so itself
-        """What it comes to: measured when its last event has come, or nobody wanted that after all had been said."""
+        """What it comes to: measured when its last event has come, and the output was counted."""
         named, stop = self._message.get("id"), self._message.get("stop_reason")
         told = Received(
             response_id=named if isinstance(named, str) else None, stop_reason=stop if isinstance(stop, str) else None
         )
-        if not self._begun or self.garbled:
-            told.unseen = True
-            return told
-        if self._stopped and stop is not None:
+        odd = self._odd or self.garbled or not self._begun
+        if self._stopped and self._counted and stop is not None and not odd:
             try:
                 told.reported = Reported.of({**self._message, "usage": self._usage})
             except InvalidValue:  # what it says contradicts itself: not known
-                told.unseen = True
-            return told
-        told.input = self._usage
-        output = self._usage.get("output_tokens")
-        told.output_tokens = output if isinstance(output, int) and output > 0 else 0
+                odd = True
+            else:
+                return told
+        told.input = self._usage if self._begun else None
+        told.output_tokens = _tokens(self._usage.get("output_tokens"))
         told.text, hidden = _written(self._pieces)
-        told.unseen = self._unseen or hidden
+        told.unseen = odd or hidden or self._unseen
         return told
 
 
+def _kind(data: bytes) -> bytes:
+    """What an event without a name calls itself."""
+    kind = loaded(data).get("type")
+    return kind.encode(errors="replace") if isinstance(kind, str) else b""
+
+
+def _tokens(value: Any) -> int:
+    return value if type(value) is int and 0 < value < MAX_TOKENS else 0
+
+
 def _written(pieces: list[bytes]) -> tuple[str, bool]:
-    """What was written, and whether a part of it cannot be seen: thinking of which only the signature comes."""
-    text, signed, thought = [], False, False
+    """What was written, and whether a part of it is of a kind that is not known."""
+    text, hidden = [], False
     for piece in pieces:
-        delta = loaded(piece).get("delta")
-        kind = delta.get("type") if isinstance(delta, Mapping) else None
-        value = delta.get(_WRITTEN.get(str(kind), "")) if isinstance(delta, Mapping) else None
+        event = loaded(piece)
+        delta, block = event.get("delta"), event.get("content_block")
+        if isinstance(delta, Mapping):
+            kind = str(delta.get("type"))
+            value = delta.get(_WRITTEN.get(kind, ""))
+            hidden |= kind not in _WRITTEN and kind not in _BESIDE
+        elif isinstance(block, Mapping):
+            value = "".join(_begun(block))
+        else:
+            value, hidden = None, True
         if isinstance(value, str):
             text.append(value)
-            thought |= kind == "thinking_delta" and bool(value)
-        signed |= kind == "signature_delta"
-    return "".join(text), signed and not thought
+    return "".join(text), hidden
+
+
+def _begun(block: Mapping[str, Any]) -> Iterator[str]:
+    """What a block says as it starts: the name of a tool, and what a server did not leave for later."""
+    for name in ("text", "thinking", "name"):
+        value = block.get(name)
+        if isinstance(value, str):
+            yield value
+    if block.get("input"):
+        yield json.dumps(block["input"])
 
 
 MESSAGES = Endpoint(PROVIDER, call_of, MessageStream)

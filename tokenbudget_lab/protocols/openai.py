@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..calls import Call, Endpoint, Reads, Received, Stream, count_in, loaded, received_of, text_in
-from ..errors import InvalidValue
+from ..calls import MOST_KEPT, Call, Endpoint, Reads, Received, Stream, count_in, loaded, received_of, text_in
+from ..errors import InvalidType, InvalidValue
 from ..reported import Reported
 from ..sse import Frame
 from ..terms import UNSAID, Terms, terms_of
+from ..usage import MAX_TOKENS
 
 PROVIDER = "openai"
 _AS_USUAL = ("auto", "default")
@@ -37,12 +38,12 @@ def chat_call(body: Mapping[str, Any]) -> Call:
         >>> chat_call({"model": "gpt-5-mini", "messages": [], "max_completion_tokens": 100, "n": 2}).answers
         2
     """
-    functions = [{"type": "function", "function": each} for each in body.get("functions") or ()]
+    functions = [{"type": "function", "function": each} for each in _listed(body, "functions")]
     return Call(
         PROVIDER,
         text_in(body, "model"),
         body.get("messages") or [],
-        tools=[*(body.get("tools") or ()), *functions] or None,
+        tools=[*_listed(body, "tools"), *functions] or None,
         beside=_dumped(body.get("response_format"), body.get("prediction")),
         most_output_tokens=count_in(body, "max_completion_tokens", "max_tokens"),
         answers=max(1, count_in(body, "n") or 1),
@@ -82,7 +83,7 @@ def response_call(body: Mapping[str, Any]) -> Call:
 def embedding_call(body: Mapping[str, Any]) -> Call:
     """What a request to `/embeddings` asks for: texts, or texts that are given as tokens; nothing is written."""
     given = body.get("input")
-    texts: Any = [given] if isinstance(given, str) else given
+    texts: Any = [given] if isinstance(given, str) else _listed(body, "input")
     known = 0
     if isinstance(given, list):
         if given and all(type(each) is int for each in given):
@@ -90,6 +91,18 @@ def embedding_call(body: Mapping[str, Any]) -> Call:
         elif given and all(isinstance(each, list) for each in given):
             texts, known = [], sum(map(len, given))
     return Call(PROVIDER, text_in(body, "model"), "", beside=tuple(texts or ()), known_tokens=known, most_output_tokens=0)
+
+
+def _listed(body: Mapping[str, Any], name: str) -> list[Any]:
+    """A list that a request may have.
+
+    Raises:
+        InvalidType: it is none.
+    """
+    value = body.get(name) or []
+    if not isinstance(value, list | tuple):
+        raise InvalidType(name, f"of type {type(value).__name__}, not a list; nothing was sent")
+    return list(value)
 
 
 def _terms(body: Mapping[str, Any]) -> Terms:
@@ -113,6 +126,7 @@ class ChatStream(Stream):
         super().__init__()
         self._hidden, self._read = hidden, read
         self._chunks: list[bytes] = []
+        self._size = 0
         self._usage: bytes | None = None
         self._done = False
 
@@ -127,7 +141,7 @@ class ChatStream(Stream):
             self.take(frame)
             if frame.data is not self._usage or _choices(loaded(frame.data)):
                 seen.append(frame.raw)
-        return b"".join(seen) + self._frames.given_up()
+        return b"".join((*seen, self._frames.spilled()))
 
     def rest(self) -> bytes:
         """The event that did not come to its end."""
@@ -138,7 +152,9 @@ class ChatStream(Stream):
         if frame.data == b"[DONE]":
             self._done = True
         elif frame.data:
-            self._chunks.append(frame.data)
+            self._size += len(frame.data)
+            if self._size <= MOST_KEPT:
+                self._chunks.append(frame.data)
             if b'"usage"' in frame.data and isinstance(loaded(frame.data).get("usage"), Mapping):
                 self._usage = frame.data
 
@@ -152,17 +168,20 @@ class ChatStream(Stream):
         named, model = first.get("id"), first.get("model")
         told.response_id = named if isinstance(named, str) else None
         told.stop_reason = finished[0] if finished and isinstance(finished[0], str) else None
-        if self._usage is not None and (self._done or (ended and finished)):
-            last = loaded(self._usage)
+        last = loaded(self._usage or b"")
+        if self._usage is not None and (self._done or (ended and finished and not _choices(last))):
             tier = next((each["service_tier"] for each in chunks if each.get("service_tier")), None)
             body = {"id": named, "object": "chat.completion", "model": model, "service_tier": tier, "usage": last["usage"]}
             try:
                 told.reported = self._read(body)
             except InvalidValue:  # what it says contradicts itself: not known
                 told.unseen = True
-            return told
+            else:
+                return told
+        written = last["usage"].get("completion_tokens") if last else None  # some say it all the way
+        told.output_tokens = written if type(written) is int and 0 < written < MAX_TOKENS else 0
         told.text = "".join(text for choice in choices for text in _texts(choice.get("delta")))
-        told.unseen |= not _is_seen(model)
+        told.unseen |= not _is_seen(model) or self._size > MOST_KEPT
         return told
 
 
@@ -199,6 +218,7 @@ class ResponseStream(Stream):
         super().__init__()
         self._read = read or response_report
         self._pieces: list[bytes] = []
+        self._size = 0
         self._begun: bytes | None = None
         self._last: bytes | None = None
 
@@ -210,7 +230,9 @@ class ResponseStream(Stream):
         elif kind == b"response.created":
             self._begun = frame.data
         elif kind.endswith(b".delta"):
-            self._pieces.append(frame.data)
+            self._size += len(frame.data)
+            if self._size <= MOST_KEPT:
+                self._pieces.append(frame.data)
 
     def received(self, *, ended: bool) -> Received:  # noqa: ARG002 - its last event says so itself
         """What it comes to: measured when its last event has come, which holds the whole response."""
@@ -224,7 +246,7 @@ class ResponseStream(Stream):
         written = (loaded(piece).get("delta") for piece in self._pieces)
         return Received(
             text="".join(text for each in written for text in _texts(each)),
-            unseen=self.garbled or not _is_seen(begun.get("model")),
+            unseen=self.garbled or self._size > MOST_KEPT or not _is_seen(begun.get("model")),
             response_id=named if isinstance(named, str) else None,
         )
 
