@@ -48,6 +48,7 @@ bench: $(VENV)/.dev ## measure this machine
 	@$(PY) benchmarks/large.py
 	@$(PY) benchmarks/counting.py
 	@$(PY) benchmarks/estimation.py
+	@$(PY) benchmarks/race.py
 
 notebooks: $(VENV)/.dev ## run every notebook from top to bottom, in place
 	@for notebook in $(wildcard notebooks/*.ipynb); do \
