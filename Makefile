@@ -49,6 +49,8 @@ bench: $(VENV)/.dev ## measure this machine
 	@$(PY) benchmarks/large.py
 	@$(PY) benchmarks/counting.py
 	@$(PY) benchmarks/estimation.py
+	@$(PY) benchmarks/instruments.py
+	@$(PY) benchmarks/race.py
 
 notebooks: $(VENV)/.dev ## make every notebook from its source, and keep what it gives
 	@for source in $(wildcard notebooks/*.py); do \
