@@ -1,19 +1,20 @@
-"""What a budget costs a client: time of a call, throughput of many at once, memory over many, beside the bare client.
+"""What a budget costs a client: time of a call, and throughput of many at once, beside the bare client.
 
-A server in a process of its own answers each call after 20 ms. Bare and under a budget take turns in one run, so that the noise
-of the machine falls on both; what is said is the ratio of their medians.
+A server in a process of its own answers after 20 ms, or after a second. Bare and under a budget take turns in one run, so that the
+noise of the machine falls on both; what is said is the ratio of their medians.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +27,51 @@ import tokenbudget_lab as tbl
 
 MODEL = "claude-haiku-5-5"
 ASK: Any = {"model": MODEL, "max_tokens": 64, "messages": [{"role": "user", "content": "What is a budget? " * 10}]}
-LATENCY_S = 0.02
-ROUNDS, ALONE, TOGETHER, CALLS = 9, 30, 200, 1_000
-MANY = 50_000
+LATENCY_S, LONG_S = 0.02, 1.0
+ROUNDS, ALONE, TOGETHER, CALLS = 5, 30, 200, 1_000
 
 
 def main() -> None:
     """Measure, and print."""
     console = Console(width=120)
-    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
-        [sys.executable, "-m", "tests.provider", str(LATENCY_S)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
-    ) as server:  # fmt: skip
+    table = Table(title="Calls bare and under a budget (a ledger with its keeper); medians")
+    for name in ("", "bare", "under a budget", "ratio"):
+        table.add_column(name, justify="right" if name else "left")
+    with tempfile.TemporaryDirectory() as folder, tbl.connect(Path(folder) / "spend.duckdb") as ledger:
+        study = ledger.budget("bench", usd=1_000_000)
+        with _served(LATENCY_S):
+            _short(study, table)
+        with _served(LONG_S):
+            latencies, rounds = asyncio.run(_together(study, 2, 3 * TOGETHER))
+            table.add_row(f"1 s, async, {TOGETHER} at once, latency", *_compared(*latencies))
+            table.add_row(f"1 s, async, {TOGETHER} at once, {3 * TOGETHER} calls in", *_compared(*rounds))
+    console.print(table)
+
+
+@contextlib.contextmanager
+def _served(after_s: float) -> Iterator[None]:
+    """A provider in a process of its own, that answers after so long."""
+    command = [sys.executable, "-m", "tests.provider", str(after_s)]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as server:
         assert server.stdout is not None
         assert server.stdin is not None
         os.environ |= {"ANTHROPIC_BASE_URL": server.stdout.readline().strip(), "ANTHROPIC_API_KEY": "none"}
         try:
-            with tbl.connect(Path(folder) / "spend.duckdb") as ledger:
-                console.print(_times(ledger.budget("bench", usd=1_000_000)))
+            yield
         finally:
             server.stdin.close()
 
 
-def _times(study: tbl.Budget) -> Table:
-    table = Table(title=f"A call of {LATENCY_S * 1000:.0f} ms, bare and under a budget (a ledger with its keeper)")
-    for name in ("", "bare", "under a budget", "ratio"):
-        table.add_column(name, justify="right" if name else "left")
+def _short(study: tbl.Budget, table: Table) -> None:
     with anthropic.Anthropic(http_client=_pool()) as plain:
         bare, ours = _sync(plain, tbl.instrument(plain, study))
-        table.add_row("sync, one at a time, per call", *_compared(bare, ours))
+        table.add_row("20 ms, sync, one at a time, per call", *_compared(bare, ours))
     bare, ours = asyncio.run(_alone(study))
-    table.add_row("async, one at a time, per call", *_compared(bare, ours))
-    latencies, rounds = asyncio.run(_together(study))
-    table.add_row(f"async, {TOGETHER} at once, latency", *_compared(*latencies))
-    table.add_row(f"async, {TOGETHER} at once, {CALLS:,} calls in", *_compared(*rounds))
-    return table
+    table.add_row("20 ms, async, one at a time, per call", *_compared(bare, ours))
+    latencies, rounds = asyncio.run(_together(study, ROUNDS, CALLS))
+    table.add_row(f"20 ms, async, {TOGETHER} at once, latency", *_compared(*latencies))
+    table.add_row(f"20 ms, async, {TOGETHER} at once, {CALLS:,} calls in", *_compared(*rounds))
 
 
 def _pool() -> Any:
@@ -96,24 +107,27 @@ async def _alone(study: tbl.Budget) -> tuple[list[float], list[float]]:
     return taken[0], taken[1]
 
 
-async def _together(study: tbl.Budget) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
+async def _together(
+    study: tbl.Budget, times: int, calls: int
+) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
     """Latencies, and times of whole rounds: each bare and under a budget."""
     latencies: dict[int, list[float]] = {0: [], 1: []}
     rounds: dict[int, list[float]] = {0: [], 1: []}
     http = anthropic.DefaultAsyncHttpxClient(limits=httpx2.Limits(max_connections=TOGETHER, max_keepalive_connections=TOGETHER))
     async with anthropic.AsyncAnthropic(http_client=http) as plain:
         client = tbl.instrument(plain, study)
-        for _ in range(ROUNDS):
+        await _round(lambda: client.messages.create(**ASK), TOGETHER)  # what the ledger teaches is read with the first
+        for _ in range(times):
             for which, each in enumerate((plain, client)):
                 begun = time.perf_counter()
-                latencies[which] += await _round(lambda each=each: each.messages.create(**ASK))  # type: ignore[misc]
+                latencies[which] += await _round(lambda each=each: each.messages.create(**ASK), calls)  # type: ignore[misc]
                 rounds[which].append(time.perf_counter() - begun)
     return (latencies[0], latencies[1]), (rounds[0], rounds[1])
 
 
-async def _round(call: Callable[[], Coroutine[Any, Any, Any]]) -> list[float]:
+async def _round(call: Callable[[], Coroutine[Any, Any, Any]], calls: int) -> list[float]:
     taken: list[float] = []
-    left = iter(range(CALLS))
+    left = iter(range(calls))
 
     async def worker() -> None:
         for _ in left:

@@ -82,8 +82,8 @@ def test_every_way_of_counting_works_in_a_cell(notebook: Notebook, counter: str)
             return {counter}.count_sync({content!r}).tokens
         print(await inside())
         print(await asyncio.to_thread(lambda: {counter}.count_sync({content!r}).tokens))
-        print(*[count.tokens for count in {counter}.count_many_sync([{content!r}] * 2)])
-        print(*[count.tokens for count in await {counter}.count_many([{content!r}] * 2)])
+        print(*[count.tokens for count in {counter}.count_many_sync([{content!r}] * 2, progress=False)])
+        print(*[count.tokens for count in await {counter}.count_many([{content!r}] * 2, progress=False)])
     """)
     assert told == "7\n7\n7\n7\n7 7\n7 7\n"
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -16,7 +17,9 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.provider import Answer, Provider, failed
+from tokenbudget_lab import link
 from tokenbudget_lab.instruments.anthropic import BudgetMiddleware
+from tokenbudget_lab.place import place_of
 
 STORE = "memory"
 MODEL = "claude-sonnet-5-5"
@@ -415,3 +418,25 @@ def test_what_is_to_be_cached_is_held_at_the_price_of_writing_it(
     plain, cached = (event for event in log.events if event.kind == "reserved")
     answer = 10 * 10**6  # of one token, in pico-dollars
     assert Decimal(cached.held_usd - answer) == (plain.held_usd - answer) * Decimal(times)
+
+
+def test_what_settles_a_call_goes_along_with_the_next_one(tmp_path: Path, plain: Plain) -> None:
+    """Nobody waits for a commit; sent with the next reserve it is one transaction of the keeper's, and of one instant."""
+    with tbl.connect(tmp_path / "spend.duckdb") as ledger:
+        client = tbl.instrument(plain(), ledger.budget("study", usd=1))
+        for _ in range(10):
+            ask(client)
+        seen = ledger.events().select("kind", "ts").collect().rows()
+    link.stop(place_of(tmp_path / "spend.duckdb"))
+    assert [kind for kind, _ in seen[2:]] == ["reserved", "committed"] * 10
+    together = sum(seen[n][1] == seen[n + 1][1] for n in range(3, len(seen) - 1, 2))
+    assert together >= 5
+
+
+def test_what_settles_the_last_call_is_sent_soon_by_itself(tmp_path: Path, plain: Plain) -> None:
+    with tbl.connect(tmp_path / "spend.duckdb") as ledger, tbl.connect(tmp_path / "spend.duckdb") as other:
+        ask(tbl.instrument(plain(), ledger.budget("study", usd=1)))
+        until = time.monotonic() + 5
+        while not other.budget("study").balance.committed_requests:
+            assert time.monotonic() < until
+    link.stop(place_of(tmp_path / "spend.duckdb"))

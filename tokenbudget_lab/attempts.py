@@ -125,6 +125,7 @@ class Attempt:
         held = self._reserving.held
         if held is None:
             raise NotEntered("nothing was reserved for this call")
+        held.lazily = True  # the caller has her reply: what settles it goes along with her next call
         return held
 
     # --- its end ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from .ids import new_id
 class Ticket:
     """One command on its way, and its answer when it is there."""
 
-    __slots__ = ("abandoned", "answer", "box", "command", "desk", "error", "future", "receipt", "settled", "wakers")
+    __slots__ = ("abandoned", "answer", "box", "command", "desk", "error", "future", "lazily", "receipt", "settled", "wakers")
 
     def __init__(self, command: Command, box: Box, future: asyncio.Future[None] | None = None) -> None:
         self.command, self.box, self.future = command, box, future
@@ -31,6 +31,7 @@ class Ticket:
         self.answer: Answer = ()
         self.error: BaseException | None = None
         self.settled = self.abandoned = False
+        self.lazily = False  # it may wait for a moment, to go along with another
         self.wakers: deque[Callable[[], None]] | None = None
         self.receipt: Settled | None = None  # told first, before anybody is woken
 

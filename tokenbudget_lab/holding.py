@@ -71,7 +71,7 @@ class Holds:
 
     def __init__(self, ledger: Ledger) -> None:
         # Reentrant: a collection in the midst of learning may end a stream, which teaches something too.
-        self._ledger, self._lock = ledger, threading.RLock()
+        self._ledger, self._lock, self._reading = ledger, threading.RLock(), threading.Lock()
         self._known: dict[_Key, Lengths] = {}
         self._replies: dict[str, int] = {}
 
@@ -84,9 +84,11 @@ class Holds:
         from .lengths import measured
 
         key = (model, frozenset(tags.items()))
-        lengths = Lengths(measured(self._ledger, model, tags))  # type: ignore[arg-type] # a ledger with frames
-        with self._lock:
-            self._known.setdefault(key, lengths)
+        with self._reading:  # two hundred calls that begin at once read it once
+            if key not in self._known:
+                lengths = Lengths(measured(self._ledger, model, tags))  # type: ignore[arg-type] # a ledger with frames
+                with self._lock:
+                    self._known[key] = lengths
 
     def learn(self, model: str, tags: Mapping[str, str], tokens: int) -> None:
         """One more answer was measured."""

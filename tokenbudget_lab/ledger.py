@@ -243,10 +243,11 @@ class Ledger:
             box = self._loops[id(loop)] = LoopBox(loop, self.desk.origin)
         return box
 
-    def submit(self, command: Command, handle: object) -> Receipt[Any]:
-        """Hand in what no limit can refuse."""
+    def submit(self, command: Command, handle: object, *, lazily: bool = False) -> Receipt[Any]:
+        """Hand in what no limit can refuse; `lazily` lets it wait for some milliseconds, to go along with another."""
         loop = asyncio._get_running_loop()  # noqa: SLF001 - asyncio documents it for those who need no exception
         ticket = Ticket(command, self._direct) if loop is None else Ticket(command, self._box(loop), loop.create_future())
+        ticket.lazily = lazily
         receipt: Receipt[Any] = Receipt(self, ticket, handle)
         self.desk.submit(ticket)
         return receipt

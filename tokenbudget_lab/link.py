@@ -52,6 +52,7 @@ ANSWER_S = 30.0
 STARTS = 5  # of keepers that end without a word, before it is said
 EMBEDDED_S = 2.0  # how long an owner may look like one without a socket before it is taken for that
 AT_ONCE = 2_000  # commands in one message
+LAZY_S = 0.01  # how long what nobody waits for may wait for company
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()
 
@@ -126,6 +127,7 @@ class Link:
         number = 0
         while not (self._closing and not self._outbox):
             self._wake.wait(1.0)
+            self._gather()
             for _ in range(len(self._outbox)):
                 number += 1
                 # Pending before it leaves the outbox: at each moment it is seen in one of them.
@@ -142,6 +144,15 @@ class Link:
                 self._sent_at.pop(n, None)
             if ready and self._connection is not connection:  # and it is there already
                 self._wake.ring()
+
+    def _gather(self) -> None:
+        """Let what nobody waits for wait for company: two commands in one message are one transaction of the keeper's."""
+        deadline = time.monotonic() + LAZY_S
+        while self._outbox and not self._closing and all(ticket.lazily for ticket in tuple(self._outbox)):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self._wake.wait(left)
 
     def _send_batch(self, connection: Connection, batch: list[tuple[int, Ticket]]) -> bool:
         now = time.monotonic()

@@ -171,6 +171,7 @@ class Reservation:
         "_state",
         "budget",
         "id",
+        "lazily",
         "model",
         "requests",
         "terms",
@@ -183,6 +184,7 @@ class Reservation:
         self._found = answer[0] != command.id  # by its key: it belongs to the call that made it
         self._receipt: Receipt[Any] | None = None  # of what was handed in last
         self.thread = 0  # that asked for it, while it is held
+        self.lazily = False  # nobody waits for what it hands in
         self.id: str = answer[0]
         self.budget, self.model = command.budget, command.model
         self.terms = _terms(command.detail)
@@ -270,7 +272,7 @@ class Reservation:
         self._ledger.let_go(self)
 
     def _submit(self, command: Command) -> Receipt[Any]:
-        receipt = self._receipt = self._ledger.submit(command, self.id)
+        receipt = self._receipt = self._ledger.submit(command, self.id, lazily=self.lazily)
         self._ended = True
         self._ledger.let_go(self)
         return receipt
