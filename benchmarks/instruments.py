@@ -1,7 +1,7 @@
 """What a budget costs a client: time of a call, and throughput of many at once, beside the bare client.
 
-A server in a process of its own answers after 20 ms, or after a second. Bare and under a budget take turns in one run, so that the
-noise of the machine falls on both; what is said is the ratio of their medians.
+A server in a process of its own answers after 20 ms, or after a second. Bare and under a budget take turns in one run, so that
+the noise of the machine falls on both; what is said is the ratio of their medians.
 """
 
 from __future__ import annotations
