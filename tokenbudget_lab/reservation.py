@@ -339,7 +339,7 @@ class Extending:
 class Reserving:
     """A reservation that was not asked for yet: enter it (`with`, `async with`) or await it."""
 
-    __slots__ = ("_arguments", "_asked", "_budget", "_facts", "_warns", "held", "id")
+    __slots__ = ("_arguments", "_asked", "_budget", "_facts", "_id", "_warns", "held")
 
     def __init__(
         self,
@@ -352,7 +352,7 @@ class Reserving:
         self._asked, self._warns = False, warns
         self._budget, self._arguments, self._facts = budget, arguments, facts
         self.held: Reservation | None = None
-        self.id: str | None = None  # of what was asked for
+        self._id: str | None = None  # of what was asked for
 
     def command(self) -> Reserve:
         """What is asked; once."""
@@ -360,13 +360,13 @@ class Reserving:
             raise NotEntered("this reserve(...) was entered before; make a new one for a new call")
         self._asked = True
         command = self._budget.command(*self._arguments)
-        self.id = command.id
+        self._id = command.id
         return command if not self._facts else command._replace(detail=with_facts(command.detail, self._facts))
 
     def granted(self) -> Reservation | None:
         """What was granted, also where Ctrl-C came before anybody could take it."""
-        if self.held is None and self.id is not None:
-            self.held = self._budget.ledger.held(self.id)
+        if self.held is None and self._id is not None:
+            self.held = self._budget.ledger.held(self._id)
         return self.held
 
     def ask(self) -> Reservation:
