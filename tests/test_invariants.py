@@ -1195,6 +1195,7 @@ def a_day_with_everything(store: Store) -> Ledger:
     run = ledger.budget("lab/run", limits=[])
     call = run.reserve_sync(usd="0.30", tokens=100, key="k", tags={"arm": "a"}, timeout=60, if_lost="count")
     call.extend_sync(120)
+    ledger.ask(ask.Sent(ledger.new_id(), call.id, "batch_1"))
     with suppress(BudgetExceeded):
         run.reserve_sync(usd=2)
     ledger.ask(ask.Commit(ledger.new_id(), call.id, 10**10, 10, None, "measured", 7, 3, 1, 1, 1, "msg_1", "part"))
