@@ -67,7 +67,7 @@ class Interrupt:
         return self._within
 
     def _within(self, frame: types.FrameType, event: str, arg: Any) -> Any:
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0)  # a step may have no line
         if line.lstrip().startswith("with ") and "lock" in line:
             return self._within  # Python takes and releases a lock in one step, and looks for signals behind it
         if event == ("opcode" if self._steps else "line") and not self.came:
@@ -112,6 +112,7 @@ def interrupted_call(client: Any, interrupt: Interrupt, *, stream: bool) -> Base
 def interrupt_at(provider: Provider, study: tbl.Budget, log: Any, places: Iterator[int], *, stream: bool, steps: bool) -> int:
     """One call for each place at which it is interrupted, until one comes to its end; how many there were."""
     inside, sent = Inside(provider), dict[str, bool]()
+    kept: list[BaseException | None] = []  # as a notebook keeps the last one, with all that its frames know
     http = httpx2.Client(transport=httpx2.MockTransport(inside))
     with anthropic.Anthropic(api_key="none", max_retries=0, http_client=http) as plain:
         client = tbl.instrument(plain, study, hold="worst")
@@ -119,7 +120,10 @@ def interrupt_at(provider: Provider, study: tbl.Budget, log: Any, places: Iterat
         for at in places:
             before, interrupt = inside.sent, Interrupt(at, steps=steps)
             one = tbl.tagged(client, item=f"{steps} {at}")
-            sys.last_value = interrupted_call(one, interrupt, stream=stream)  # as a notebook keeps it, with all its frames
+            error = interrupted_call(one, interrupt, stream=stream)
+            if not steps:  # at a step that returns a value Python looks for no signal, and nothing of ours could
+                kept.append(error)
+            del error
             sent[f"{steps} {at}"] = inside.sent > before
             if not interrupt.came:
                 break

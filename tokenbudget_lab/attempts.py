@@ -132,7 +132,7 @@ class Attempt:
 
     def refused(self) -> None:
         """The provider refused it, or it was never sent: give the hold back."""
-        self._end(self._rolled_back)
+        self._end(self._held.rollback)
 
     def answered(self, status: int) -> bool:
         """Whether there is a reply to be read; an error of the provider's gives the hold back, one of a gateway's loses it."""
@@ -146,7 +146,7 @@ class Attempt:
 
     def lost(self) -> None:
         """Nobody knows what it used: the whole hold is counted, as unknown."""
-        self._end(self._counted_whole)
+        self._end(self._held.lose)
 
     def received(self, received: Received) -> None:
         """Settle it by what has come of the reply."""
@@ -158,27 +158,26 @@ class Attempt:
         if reading is not None:
             self._end(lambda: self._counted(lambda: reading.received(ended=ended)))
 
-    def _rolled_back(self) -> Receipt[Any]:
-        return self._held.rollback()
-
-    def _counted_whole(self) -> Receipt[Any]:
-        return self._held.lose()
-
     def _end(self, handed: Callable[[], Receipt[Any]]) -> None:
         """Hand in what settles it, the first time; interrupted in the midst of it, a thread sees to it that it was."""
         try:
-            self._turn.pop()
-        except IndexError:
-            return
-        try:
-            self._handed_in(handed())
-            self._done = True
+            if self._take():
+                self._handed_in(handed())
+                self._done = True
         except Exception:
             self._done = True  # the ledger takes nothing any more: the hold ends by itself
             raise
         except BaseException:
             _dropped.put(self)
             raise
+
+    def _take(self) -> bool:
+        """Whether this is the one that settles it."""
+        try:
+            self._turn.pop()
+        except IndexError:
+            return False
+        return True
 
     def _counted(self, received: Callable[[], Received]) -> Receipt[Any]:
         """Commit what has come, or lose it; whatever a provider wrote, its hold is not left open."""
