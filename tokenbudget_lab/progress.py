@@ -5,14 +5,20 @@ In a notebook a bar is a widget where ipywidgets is installed, and else a line o
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Self
+from weakref import WeakSet
 
 from .errors import InvalidType, told
 
 SHOWN_AFTER_S = 1.0  # a bar for less would only flicker
+PATIENCE_S = 0.5  # how long a bar waits for another one that is being drawn
 
 
 class Bar:
@@ -75,12 +81,43 @@ def bar_for(what: str, total: int | None, progress: bool | None, *, layout: str 
     notebook = _in_notebook()
     if progress is False or (progress is None and not notebook and not sys.stderr.isatty()):
         return Bar()
-    if notebook and _has_widgets():
-        from tqdm.notebook import tqdm
-    else:
-        from tqdm.std import tqdm  # type: ignore[assignment]
-    after = 0 if progress else SHOWN_AFTER_S
-    return Bar(tqdm(total=total, desc=what, bar_format=layout, delay=after, leave=leave, miniters=0))
+    after, drawn = 0 if progress else SHOWN_AFTER_S, _drawn_by("notebook" if notebook and _has_widgets() else "std")
+    return Bar(drawn(total=total, desc=what, bar_format=layout, delay=after, leave=leave, miniters=0))
+
+
+class _Turn:
+    """Whose turn it is to draw. tqdm's own lock may be left taken for ever: by Ctrl-C while it is taken, or a killed child.
+
+    Nobody waits here for longer than a moment, since a bar that is drawn over another one is no harm.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self, *_: Any, **__: Any) -> bool:
+        """Take it, from one who does not come back too."""
+        if not self._lock.acquire(timeout=PATIENCE_S):
+            self._lock = threading.RLock()
+            self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        """Let go of it, where nobody else has taken it meanwhile."""
+        with contextlib.suppress(RuntimeError):
+            self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@cache
+def _drawn_by(module: str) -> Any:
+    """The bar of tqdm for a terminal (`std`) or a notebook, with a lock of ours, and without the thread that looks after its pace."""
+    kind = importlib.import_module(f"tqdm.{module}").tqdm
+    return type(kind.__name__, (kind,), {"_lock": _Turn(), "_instances": WeakSet(), "monitor_interval": 0})
 
 
 def _in_notebook() -> bool:
