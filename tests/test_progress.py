@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from typing import Any
 
@@ -11,13 +10,6 @@ from tqdm.std import tqdm
 
 from tokenbudget_lab import progress
 from tokenbudget_lab.progress import bar_for
-
-
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    screen = io.StringIO()
-    monkeypatch.setattr("sys.stderr", screen)
-    return screen
 
 
 def draw() -> None:
@@ -32,25 +24,25 @@ def draws_in_time() -> bool:
     return not thread.is_alive()
 
 
-def test_a_bar_does_not_wait_for_the_lock_of_tqdm(screen: io.StringIO) -> None:
+def test_a_bar_does_not_wait_for_the_lock_of_tqdm(capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C while it is taken leaves it taken for ever, and so does a killed child that had it."""
     lock: Any = tqdm  # its methods have no types
     with lock.get_lock():
         assert draws_in_time()
-    assert "counting" in screen.getvalue()
+    assert "counting" in capsys.readouterr().err
 
 
-def test_a_bar_does_not_wait_for_one_that_was_left_in_the_midst_of_being_drawn(screen: io.StringIO) -> None:
+def test_a_bar_does_not_wait_for_one_that_was_left_in_the_midst_of_being_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     lock: Any = progress._drawn_by("std")._lock
     taker = threading.Thread(target=lock.acquire)
     taker.start()
     taker.join()  # and nobody will give it back
     assert draws_in_time()
-    assert "counting" in screen.getvalue()
+    assert "counting" in capsys.readouterr().err
     assert draws_in_time()
 
 
-def test_who_lost_the_turn_gives_back_nothing_of_another(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_lost_the_turn_gives_back_nothing_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
     turn, taken, given_back = progress._Turn(), threading.Event(), threading.Event()
 
