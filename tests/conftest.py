@@ -166,3 +166,9 @@ async def in_line(budget: tbl.Budget, **what: Any) -> asyncio.Task[tbl.Reservati
     await asyncio.sleep(0)  # the task runs up to its first wait, which is behind the handing in
     assert budget.balance.budget == budget.name  # and what is handed in later is answered later
     return task
+
+
+@pytest.fixture
+def study(ledger: tbl.Ledger) -> tbl.Budget:
+    """A budget of one dollar in the test's ledger."""
+    return ledger.budget("study", usd=1)

@@ -25,11 +25,6 @@ ASK: list[Any] = [{"role": "user", "content": "What is a budget?"}]
 GPT, CLAUDE = "openai/gpt-5-mini", "anthropic/claude-sonnet-5-5"
 
 
-@pytest.fixture
-def study(ledger: tbl.Ledger) -> tbl.Budget:
-    return ledger.budget("study", usd=1)
-
-
 def place(provider: Provider, model: str) -> dict[str, Any]:
     """Where a model is asked for, instead of at its provider's."""
     bare = "" if model == CLAUDE or "gemini" in model else "/v1"

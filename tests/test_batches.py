@@ -156,6 +156,16 @@ def test_a_batch_that_the_provider_refused_is_given_back(ledger: tbl.Ledger, pla
     assert study.balance.reserved_usd == 0
 
 
+def test_a_batch_of_which_a_gateway_gave_up_the_answer_stays_held(ledger: tbl.Ledger, plain: Any, provider: Provider) -> None:
+    """The provider may have taken it, and will bill it."""
+    study = ledger.budget("study", usd=1)
+    provider.script(failed(504))
+    with pytest.raises(anthropic.APIStatusError):
+        tbl.instrument(plain, study).messages.batches.create(requests=requests(3))
+    assert study.balance.reserved_requests == 3
+    assert [each.name for each in ledger.batches()] == [None]
+
+
 def test_a_batch_whose_answer_was_lost_stays_held_until_somebody_says_what_became_of_it(
     ledger: tbl.Ledger, plain: Any, provider: Provider
 ) -> None:

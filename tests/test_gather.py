@@ -21,7 +21,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.provider import Provider, failed
-from tokenbudget_lab import meter
+from tokenbudget_lab import money_bar
 from tokenbudget_lab import progress as progress_bars
 
 STORE = "memory"
@@ -692,7 +692,7 @@ def test_an_argument_that_means_nothing_is_named_and_nothing_is_called(study: St
 def test_a_bar_tells_what_is_spent_and_left_and_how_much_it_will_be(
     study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meter, "LOOK_S", 0.001)
+    monkeypatch.setattr(money_bar, "LOOK_S", 0.001)
     study.budget.record(usd=2).result()
 
     async def ask(n: int) -> str:

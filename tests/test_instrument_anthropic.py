@@ -17,7 +17,8 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.provider import Answer, Provider, failed
-from tokenbudget_lab import link
+from tests.settling import settled
+from tokenbudget_lab import lengths, link
 from tokenbudget_lab.instruments.anthropic import BudgetMiddleware
 from tokenbudget_lab.place import place_of
 
@@ -25,11 +26,6 @@ STORE = "memory"
 MODEL = "claude-sonnet-5-5"
 ASK: list[Any] = [{"role": "user", "content": "What is a budget?"}]
 Plain = Callable[..., anthropic.Anthropic]
-
-
-@pytest.fixture
-def study(ledger: tbl.Ledger) -> tbl.Budget:
-    return ledger.budget("study", usd=1)
 
 
 @pytest.fixture
@@ -46,17 +42,6 @@ def client(study: tbl.Budget, plain: Plain) -> anthropic.Anthropic:
 
 def ask(client: anthropic.Anthropic, **more: Any) -> Any:
     return client.messages.create(**{"model": MODEL, "max_tokens": 64, "messages": ASK, **more})
-
-
-def settled(log: Any, calls: int) -> list[Any]:
-    """The events that ended the calls, once there are so many."""
-    deadline = time.monotonic() + 10
-    while True:
-        ends = [event for event in log.events if event.kind in ("committed", "rolled_back", "expired")]
-        if len(ends) >= calls or time.monotonic() > deadline:
-            assert len(ends) == calls, [event.kind for event in log.events]
-            return ends
-        time.sleep(0.01)
 
 
 def test_a_call_is_reserved_before_it_is_sent_and_committed_with_what_it_used(
@@ -440,3 +425,25 @@ def test_what_settles_the_last_call_is_sent_soon_by_itself(tmp_path: Path, plain
         while not other.budget("study").balance.committed_requests:
             assert time.monotonic() < until
     link.stop(place_of(tmp_path / "spend.duckdb"))
+
+
+def test_calls_that_begin_at_once_read_the_ledger_once(
+    study: tbl.Budget, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it teaches takes a moment to read; two hundred readings at the same time would take all of the machine."""
+    readings: list[str] = []
+    measured = lengths.measured
+
+    def counted(*arguments: Any) -> list[int]:
+        readings.append(arguments[1])
+        return measured(*arguments)
+
+    monkeypatch.setattr(lengths, "measured", counted)
+
+    async def at_once() -> None:
+        async with anthropic.AsyncAnthropic() as client:
+            under = tbl.instrument(client, study)
+            await asyncio.gather(*(under.messages.create(model=MODEL, max_tokens=9, messages=ASK) for _ in range(20)))
+
+    asyncio.run(at_once())
+    assert readings == [MODEL]

@@ -40,11 +40,6 @@ SAID: dict[str, tuple[str, str, dict[str, Any], tuple[int, int, int, int]]] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def study(ledger: tbl.Ledger) -> tbl.Budget:
-    return ledger.budget("study", usd=1)
-
-
 def chat(**more: Any) -> dict[str, Any]:
     return {"model": "gpt-5-mini", "messages": ASK, "max_tokens": 64, **more}
 

@@ -25,11 +25,6 @@ Plain = Callable[..., openai.OpenAI]
 
 
 @pytest.fixture
-def study(ledger: tbl.Ledger) -> tbl.Budget:
-    return ledger.budget("study", usd=1)
-
-
-@pytest.fixture
 def plain(provider: Provider) -> Iterator[Plain]:
     """Makes clients of the SDK, and closes them."""
     with contextlib.ExitStack() as stack:

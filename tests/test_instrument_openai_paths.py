@@ -30,11 +30,6 @@ REFUSED = (
 
 
 @pytest.fixture
-def study(ledger: tbl.Ledger) -> tbl.Budget:
-    return ledger.budget("study", usd=1)
-
-
-@pytest.fixture
 def client(study: tbl.Budget, provider: Provider) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(max_retries=0) as plain:
         yield tbl.instrument(plain, study)

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 import tokenbudget_lab as tbl
-from tokenbudget_lab import meter, tracking
+from tokenbudget_lab import money_bar, tracking
 
 STORE = "memory"
 ROWS = [{"id": 1, "text": "a"}, {"id": 2, "text": "b"}, {"id": 3, "text": "c"}]
@@ -30,7 +30,7 @@ def study(ledger: tbl.Ledger) -> tbl.Budget:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger is asked at every row."""
-    monkeypatch.setattr(meter, "LOOK_S", 0.0)
+    monkeypatch.setattr(money_bar, "LOOK_S", 0.0)
 
 
 class Shown:
@@ -409,7 +409,7 @@ def test_the_ledger_is_asked_twice_a_second_at_most(study: tbl.Budget, shown: Sh
         return ask_soon(command)
 
     monkeypatch.setattr(study.ledger, "ask_soon", noted)
-    monkeypatch.setattr(meter, "LOOK_S", 3600.0)
+    monkeypatch.setattr(money_bar, "LOOK_S", 3600.0)
     for _ in tbl.track(range(20), study, progress=True):
         pay(study, "0.01")
     assert len(asked) == 2
@@ -417,7 +417,7 @@ def test_the_ledger_is_asked_twice_a_second_at_most(study: tbl.Budget, shown: Sh
 
 def test_what_is_spent_before_the_first_answer_is_read_counts(study: tbl.Budget, shown: Shown) -> None:
     """The first answer is of the time when the bar was made, however late it is read."""
-    bar = meter.Meter("rows", 1, study, progress=True)
+    bar = money_bar.MoneyBar("rows", 1, study, progress=True)
     study.record(usd=3).result()
     bar.settle_sync()
     assert "$3.00 spent" in shown.last

@@ -28,7 +28,7 @@ from .errors import BudgetClosed, InvalidType, InvalidValue, NotCalled, Refused,
 from .handles import Budget
 from .keyed import Keys, check_kinds
 from .limits import path_of
-from .meter import Meter
+from .money_bar import MoneyBar
 
 T = TypeVar("T")
 Call = Awaitable[T] | Callable[[], Awaitable[T]]
@@ -146,7 +146,7 @@ class _Gathering(Generic[T]):
         self._broken: Exception | None = None
         total = planned.total if planned.total is not None or self._keys is None else len(self._keys)
         before = sum(key in self._kept for key in self._keys or ())
-        self._meter = Meter("calls", total, budget, progress, before)
+        self._meter = MoneyBar("calls", total, budget, progress, before)
 
     async def all(self) -> list[T | BaseException]:
         ticking = asyncio.create_task(self._meter.tick()) if self._meter.seen else None

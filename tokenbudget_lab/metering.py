@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,6 +102,17 @@ class Meter:
         self.used = False
         self._counters: dict[str, TokenCounter] = {}
         self._pending: deque[Any] = deque()  # receipts, and what can be read as they can
+
+    def warn_unused(self, source: object, warn: Any = warnings.warn) -> None:
+        """Warn that what was put under the budget was never called; `source` is what is being collected."""
+        if not self.used and not sys.is_finalizing():
+            warn(
+                "an instrumented client was never called. tbl.instrument(client, …) returns a new client; the one that you "
+                "gave it is under no budget",
+                RuntimeWarning,
+                source=source,
+                stacklevel=3,
+            )
 
     def tagged(self, tags: Mapping[str, str]) -> Meter:
         """The same with more tags."""

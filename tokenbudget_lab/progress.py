@@ -115,7 +115,7 @@ class _Turn:
 
 @cache
 def _drawn_by(module: str) -> Any:
-    """The bar of tqdm for a terminal (`std`) or a notebook, with a lock of ours, and without the thread that sees to its pace."""
+    """The bar of tqdm for a terminal (`std`) or a notebook, with a lock of ours, and without the thread for its pace."""
     kind = importlib.import_module(f"tqdm.{module}").tqdm
     return type(kind.__name__, (kind,), {"_lock": _Turn(), "_instances": WeakSet(), "monitor_interval": 0})
 

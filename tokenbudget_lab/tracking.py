@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from .errors import InvalidType, InvalidValue, told
 from .handles import Budget
 from .keyed import Keys, check_kinds
-from .meter import Meter
+from .money_bar import MoneyBar
 
 if TYPE_CHECKING:
     import polars as pl
@@ -99,9 +99,9 @@ class Tracked(Generic[T]):
             keys = _RowKeys(self._key, self._done)
             self._before = sum(keys.is_done(row) for row in _named(rows))
 
-    def _walk(self) -> tuple[Meter, _RowKeys]:
+    def _walk(self) -> tuple[MoneyBar, _RowKeys]:
         total = len(self._rows) if isinstance(self._rows, Sized) else None
-        meter = Meter("rows", total, self._budget, self._progress, self._before)
+        meter = MoneyBar("rows", total, self._budget, self._progress, self._before)
         return meter, _RowKeys(self._key, self._done)
 
     def __iter__(self) -> Iterator[T]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +27,6 @@ _FREE = re.compile(
     r"/v1/(?:messages/count_tokens|messages/batches/[^/]+/cancel|files|skills|organizations|user_profiles|vaults"
     r"|memory_stores|environments|tunnels)(?:/|$)"
 )
-BATCHES = MESSAGES._replace()  # told apart by what it is: its calls are read elsewhere
 _MAKING = ("_prepare_options", "_build_request", "_prepare_request")
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 
@@ -47,11 +44,11 @@ class BudgetMiddleware(anthropic.Middleware):
     def handle(self, request: Any, call_next: Any) -> Any:
         """One attempt of a sync client."""
         self.meter.used = True
+        if _creates_batch(request):
+            return self._batch(request, call_next)
         endpoint = _endpoint(request)
         if endpoint is None:
             return self._read(request, call_next)
-        if endpoint is BATCHES:
-            return self._batch(request, call_next)
         try:
             attempt = self.meter.attempt(endpoint.call(_body(request)), retries=request.retries_taken)
         except TokenBudgetError as error:
@@ -69,11 +66,11 @@ class BudgetMiddleware(anthropic.Middleware):
     async def handle_async(self, request: Any, call_next: Any) -> Any:
         """One attempt of an async client."""
         self.meter.used = True
+        if _creates_batch(request):
+            return await self._batch_async(request, call_next)
         endpoint = _endpoint(request)
         if endpoint is None:
             return await self._read_async(request, call_next)
-        if endpoint is BATCHES:
-            return await self._batch_async(request, call_next)
         try:
             attempt = await self.meter.attempt_async(endpoint.call(_body(request)), retries=request.retries_taken)
         except TokenBudgetError as error:
@@ -156,16 +153,9 @@ class BudgetMiddleware(anthropic.Middleware):
     def __repr__(self) -> str:
         return f"BudgetMiddleware({self.meter!r})"
 
-    def __del__(self, finalizing: Any = sys.is_finalizing, warn: Any = warnings.warn) -> None:
-        meter = getattr(self, "meter", None)
-        if meter is not None and self._warns and not meter.used and not finalizing():
-            warn(
-                "an instrumented client was never called. tbl.instrument(client, …) returns a new client; the one that you "
-                "gave it is under no budget",
-                RuntimeWarning,
-                source=self,
-                stacklevel=2,
-            )
+    def __del__(self) -> None:
+        if getattr(self, "_warns", False):
+            self.meter.warn_unused(self)
 
 
 def instrument(client: AnyClient, meter: Meter) -> AnyClient:
@@ -195,6 +185,10 @@ def sync_batches(ledger: Any, client: AnyClient) -> Any:
 # --- an attempt --------------------------------------------------------------------------------------------------------------
 
 
+def _creates_batch(request: Any) -> bool:
+    return bool(request.method.lower() == "post" and request.url.partition("?")[0] == "/v1/messages/batches")
+
+
 def _endpoint(request: Any) -> Endpoint | None:
     """Where a request goes; `None` where that costs nothing.
 
@@ -206,8 +200,6 @@ def _endpoint(request: Any) -> Endpoint | None:
         return None
     if path == "/v1/messages":
         return MESSAGES
-    if path == "/v1/messages/batches":
-        return BATCHES
     raise NotMetered(f"POST {path}")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import anthropic
 
-from ..attempts import BatchAttempt
+from ..attempts import UNKNOWN_FATE, BatchAttempt
 from ..batching import Batch, BatchState, batch, batches
 from ..calls import Call
 from ..errors import InvalidType, InvalidValue, ReservationClosed, UnknownReservation, told
@@ -23,7 +23,6 @@ from ..protocols.anthropic import call_of
 from ..reservation import Counted, Receipt
 
 log = logging.getLogger("tokenbudget_lab")
-CREATE = "/v1/messages/batches"
 _RESULTS = re.compile(r"/v1/messages/batches/([^/?]+)/results(?:\?|$)")
 _MOST_LINE = 64 << 20
 _AT_ONCE = 1_000  # receipts that are on their way
@@ -56,7 +55,7 @@ def calls_of(body: Mapping[str, Any]) -> list[Call]:
 def created(attempt: BatchAttempt, status: int, body: Any) -> Receipt[str] | None:
     """Settle by the answer to a batch's creation; the receipt is to be waited for: by that id the batch is found again."""
     if not 200 <= status < 300:  # noqa: PLR2004 - a success of HTTP
-        attempt.refused()
+        attempt.abandoned() if status in UNKNOWN_FATE else attempt.refused()
         return None
     name = body.get("id") if isinstance(body, Mapping) else None
     if not isinstance(name, str) or not name:

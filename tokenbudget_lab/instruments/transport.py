@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-import warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,9 +15,9 @@ from typing import Any, NamedTuple
 from ..attempts import Attempt
 from ..calls import Call, Endpoint, Reading
 from ..endpoints import endpoint_at
-from ..errors import InvalidValue
+from ..errors import InvalidValue, TokenBudgetError
 from ..metering import Meter
-from ..pieces import Settlement, read_by, reading_for
+from ..pieces import Settlement, beside, read_by, reading_for
 
 _NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError")
 _ILLEGAL = "Illegal header"  # a key with a line break in it, which the connection does not take
@@ -61,13 +59,15 @@ class BudgetTransport:
             return self._send(request)
         sent = self._sent(request, endpoint, request.read())
         attempt = self.meter.attempt(sent.call, retries=_retries(request))
+        answered = False
         try:
             attempt.ask()
             response = self._send(sent.request)
+            answered = True
+            return self._answered(response, attempt, sent)
         except BaseException as error:
-            self._failed(attempt, error)
+            self._failed(attempt, error, answered=answered)
             raise
-        return self._answered(response, attempt, sent)
 
     async def handle_async_request(self, request: Any) -> Any:
         """One attempt of an async client."""
@@ -77,13 +77,15 @@ class BudgetTransport:
             return await self._send(request)
         sent = self._sent(request, endpoint, await request.aread())
         attempt = await self.meter.attempt_async(sent.call, retries=_retries(request))
+        answered = False
         try:
             await attempt.ask_async()
             response = await self._send(sent.request)
+            answered = True
+            return self._answered(response, attempt, sent)
         except BaseException as error:
-            self._failed(attempt, error)
+            self._failed(attempt, error, answered=answered)
             raise
-        return self._answered(response, attempt, sent)
 
     def _send(self, request: Any) -> Any:
         """By the inner client; redirects and authentication are the outer one's business, which asks again for each."""
@@ -102,8 +104,18 @@ class BudgetTransport:
         )
         return _Sent(call, changed, endpoint, hidden=True)
 
-    def _failed(self, attempt: Attempt, error: BaseException) -> None:
-        """No response came: settle by whether anything can have been sent, or by the one that a hook made an error of."""
+    def _failed(self, attempt: Attempt, error: BaseException, *, answered: bool) -> None:
+        """No response came, or none that could be taken; that the ledger does not take it becomes a note on the error."""
+        try:
+            if answered:
+                attempt.lost()  # where it is not settled yet
+            else:
+                self._unanswered(attempt, error)
+        except TokenBudgetError as failed:
+            beside(failed, error)
+
+    def _unanswered(self, attempt: Attempt, error: BaseException) -> None:
+        """Settle by whether anything can have been sent, or by the response that a hook made an error of."""
         if isinstance(error, self.http.HTTPStatusError) and not attempt.answered(error.response.status_code):
             return
         illegal = isinstance(error, self.http.LocalProtocolError) and str(error).startswith(_ILLEGAL)
@@ -145,16 +157,9 @@ class BudgetTransport:
     def __repr__(self) -> str:
         return f"BudgetTransport({self.meter!r})"
 
-    def __del__(self, finalizing: Any = sys.is_finalizing, warn: Any = warnings.warn) -> None:
-        meter = getattr(self, "meter", None)
-        if meter is not None and self._warns and not meter.used and not finalizing():
-            warn(
-                "an instrumented client was never called. tbl.instrument(client, …) returns a new client; the one that you "
-                "gave it is under no budget",
-                RuntimeWarning,
-                source=self,
-                stacklevel=2,
-            )
+    def __del__(self) -> None:
+        if getattr(self, "_warns", False):
+            self.meter.warn_unused(self)
 
 
 def instrument(client: Any, meter: Meter) -> Any:

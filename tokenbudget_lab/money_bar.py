@@ -29,7 +29,7 @@ LAYOUT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  #
 WAIT_S = 1.0  # for the last numbers, at most
 
 
-class Meter:
+class MoneyBar:
     """A bar with money.
 
     Args:
