@@ -148,6 +148,57 @@ def test_an_async_client_does_the_same(ledger: tbl.Ledger, provider: Provider) -
     assert study.balance.reserved_usd == 0
 
 
+def test_a_batch_with_a_model_that_has_no_price_is_refused_where_dollars_are_limited(
+    ledger: tbl.Ledger, plain: Any, provider: Provider
+) -> None:
+    """Its other items have prices; what is unknown of one is unknown of all."""
+    client = tbl.instrument(plain, ledger.budget("study", usd=1))
+    both = [*requests(2), *({**each, "custom_id": f"s{n}"} for n, each in enumerate(requests(2, "llm-of-nobody")))]
+    with pytest.raises((tbl.PriceUnknown, tbl.AmountMissing)):
+        client.messages.batches.create(requests=both)
+    assert not provider.asked
+
+
+class Dearer(tbl.Prices):
+    """What costs three times as much on another day."""
+
+    def quote(self, *arguments: Any, **more: Any) -> Any:
+        quote = super().quote(*arguments, **more)
+        return quote._replace(usd=3 * quote.usd)
+
+
+def test_what_is_settled_stays_so_when_it_is_read_again_at_other_prices(
+    ledger: tbl.Ledger, plain: Any, provider: Provider, log: Log
+) -> None:
+    """The first half is read, then prices change, then all is read again: nothing of the half is asked or counted anew."""
+    client = tbl.instrument(plain, ledger.budget("study", usd=1))
+    sent = client.messages.batches.create(requests=requests(4))
+    found = ledger.batch(sent.id)
+    for line in (line for number, line in enumerate(plain.messages.batches.results(sent.id)) if number < 2):
+        found.settle(line.custom_id, line.result.message).result()
+    ledger.prices = Dearer()
+    for _ in range(2):
+        list(client.messages.batches.results(sent.id))
+    ledger.sync_batches(plain)
+    parts = [event for event in log.events if event.kind == "part_committed"]
+    assert len(parts) == 4
+    half = billed(provider) / 4
+    assert [Decimal(event.usd or 0).scaleb(-12) for event in parts] == [half, half, 3 * half, 3 * half]
+
+
+def test_a_batch_that_was_given_back_takes_no_results_any_more(
+    ledger: tbl.Ledger, plain: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever said that it was never sent is told, and gets the results that she reads."""
+    study = ledger.budget("study", usd=1)
+    client = tbl.instrument(plain, study)
+    sent = client.messages.batches.create(requests=requests(3))
+    ledger.batch(sent.id).rollback().result()
+    assert len(list(client.messages.batches.results(sent.id))) == 3
+    assert "rolled_back; its results count no more" in caplog.text
+    assert study.balance.committed_requests == 0
+
+
 def test_a_batch_that_the_provider_refused_is_given_back(ledger: tbl.Ledger, plain: Any, provider: Provider) -> None:
     study = ledger.budget("study", usd=1)
     provider.script(failed(429))

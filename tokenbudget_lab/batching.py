@@ -41,6 +41,7 @@ from batches b join later l using (reservation) join calls c using (reservation)
 where $name is null or l.name = $name or b.reservation::varchar = $name
 order by b.ts
 """
+_SETTLED = "select key from events where kind = 'part_committed' and reservation = $reservation::uuid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,11 @@ class Batch:
     def not_billed(self, item: str, outcome: str) -> Receipt[Counted]:
         """Settle an item that the provider does not bill: it errored, was cancelled, or expired."""
         return self._part(item, None, 0, with_facts(None, {"outcome": outcome}))
+
+    def settled_items(self) -> set[str]:
+        """The names of the items that count already."""
+        found = self.ledger.sql(_SETTLED, reservation=self.reservation)
+        return set(found["key"].to_list())
 
     def finish(self, *, unknown: bool = False) -> Receipt[Any]:
         """End it: every item has been settled, and the rest of the hold is given back.

@@ -17,7 +17,7 @@ import anthropic
 from ..attempts import UNKNOWN_FATE, BatchAttempt
 from ..batching import Batch, BatchState, batch, batches
 from ..calls import Call
-from ..errors import InvalidType, InvalidValue, ReservationClosed, UnknownReservation, told
+from ..errors import InvalidType, InvalidValue, UnknownReservation, told
 from ..metering import Meter
 from ..protocols.anthropic import call_of
 from ..reservation import Counted, Receipt
@@ -68,36 +68,6 @@ def created(attempt: BatchAttempt, status: int, body: Any) -> Receipt[str] | Non
 # --- results -----------------------------------------------------------------------------------------------------------------
 
 
-class _Once:
-    """The receipt of an item: one that was settled before, at the price of another day, is settled."""
-
-    def __init__(self, receipt: Receipt[Counted]) -> None:
-        self._receipt = receipt
-
-    @property
-    def done(self) -> bool:
-        return self._receipt.done
-
-    def result(self) -> None:
-        """Raise what went wrong."""
-        try:
-            self._receipt.result()
-        except ReservationClosed as error:
-            _must_be_of_a_part(error)
-
-    async def result_async(self) -> None:
-        """The same in async code."""
-        try:
-            await self._receipt
-        except ReservationClosed as error:
-            _must_be_of_a_part(error)
-
-
-def _must_be_of_a_part(error: ReservationClosed) -> None:
-    if " part " not in error.reservation:
-        raise error
-
-
 class Settling:
     """A batch whose results are being read.
 
@@ -107,8 +77,9 @@ class Settling:
 
     def __init__(self, found: Batch) -> None:
         self.batch, self.unknown = found, 0
+        self._before = found.settled_items()  # whatever they would cost today, they count already
         self._names: set[str] = set()
-        self._receipts: list[_Once] = []
+        self._receipts: list[Receipt[Counted]] = []
 
     @property
     def items(self) -> int:
@@ -123,13 +94,15 @@ class Settling:
             self.unknown += 1
             return
         self._names.add(item)
+        if item in self._before:
+            return
         if outcome.get("type") != "succeeded":
-            self._settled(self.batch.not_billed(item, str(outcome.get("type"))[:64]))
+            self._receipts.append(self.batch.not_billed(item, str(outcome.get("type"))[:64]))
             return
         message = outcome.get("message")
         stop = message.get("stop_reason") if isinstance(message, Mapping) else None
         try:
-            self._settled(self.batch.settle(item, message, {"stop_reason": stop} if isinstance(stop, str) else None))
+            self._receipts.append(self.batch.settle(item, message, {"stop_reason": stop} if isinstance(stop, str) else None))
         except InvalidValue:  # what it used cannot be read: in the end the rest of the hold counts
             self.unknown += 1
 
@@ -145,15 +118,12 @@ class Settling:
         if all_of_them or len(self._receipts) >= _AT_ONCE:
             receipts, self._receipts = self._receipts, []
             for receipt in receipts:
-                await receipt.result_async()
+                await receipt
 
     def hand_over(self, meter: Meter) -> None:
         """Have the receipts read with the next call."""
         meter.take(*self._receipts)
         self._receipts = []
-
-    def _settled(self, receipt: Receipt[Counted]) -> None:
-        self._receipts.append(_Once(receipt))
 
 
 class Results:
@@ -221,6 +191,9 @@ def open_results(meter: Meter, name: str) -> Results | None:
         log.warning("the results of %s are read by an instrumented client, and the ledger does not know that batch", name)
         return None
     state = batches(ledger, name, ended=True)[-1]
+    if state.state in ("rolled_back", "counted"):
+        log.warning("%s; its results count no more. What the provider billed besides: budget.record(…)", state)
+        return None
     return Results(Settling(found), meter, state)
 
 
