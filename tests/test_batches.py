@@ -6,9 +6,10 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anthropic
 import pytest
@@ -165,6 +166,25 @@ class Dearer(tbl.Prices):
     def quote(self, *arguments: Any, **more: Any) -> Any:
         quote = super().quote(*arguments, **more)
         return quote._replace(usd=3 * quote.usd)
+
+
+class Noting(tbl.Prices):
+    """Notes for which instants it was asked."""
+
+    asked: ClassVar[list[datetime | None]] = []
+
+    def quote(self, *arguments: Any, **more: Any) -> Any:
+        self.asked.append(more.get("at"))
+        return super().quote(*arguments, **more)
+
+
+def test_items_are_priced_by_the_day_on_which_their_batch_was_made(ledger: tbl.Ledger, plain: Any) -> None:
+    client = tbl.instrument(plain, ledger.budget("study", usd=1))
+    client.messages.batches.create(requests=requests(3))
+    Noting.asked.clear()
+    ledger.prices, (made,) = Noting(), [each.created for each in ledger.batches()]
+    ledger.sync_batches(plain)
+    assert [at for at in Noting.asked if at is not None] == [made] * 3
 
 
 def test_what_is_settled_stays_so_when_it_is_read_again_at_other_prices(
