@@ -7,7 +7,7 @@ checked as well.
 
 from __future__ import annotations
 
-import resource
+import re
 import statistics
 import sys
 import time
@@ -92,23 +92,36 @@ def measure(lines: Sequence[Line], texts: Texts) -> dict[str, float]:
 
 
 def estimated(count: int) -> dict[str, float]:
-    """`tbl.estimate` of so many prompts of two hundred characters: seconds, and by how much the process grew (MB)."""
+    """`tbl.estimate` of so many prompts of two hundred characters: seconds, MB that the process grew by, MB of its result."""
     frame = pl.DataFrame({"prompt": list(short(5_000)) * (count // 5_000)})
     tbl.estimate(frame.head(1_000), model=MODEL, max_output_tokens=200, progress=False)  # what is imported and read once
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = memory("VmRSS"), time.perf_counter()
     plan = tbl.estimate(frame, model=MODEL, max_output_tokens=200, progress=False)
     took = time.perf_counter() - start
     assert plan.calls == count
-    return {"s": took, "MB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+    return {"s": took, "MB": max(0.0, memory("VmHWM") - before), "result": plan.frame.estimated_size("mb")}
+
+
+def memory(what: str) -> float:
+    """Of this process, in MB: `VmRSS` now, `VmHWM` at most since this was last asked for `VmRSS`."""
+    if what == "VmRSS":
+        Path("/proc/self/clear_refs").write_text("5")
+    found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def main() -> None:
     """Print a table for each kind of text, and how long an estimate takes."""
     out = Console()
-    found = estimated(100_000)
-    out.print(
-        f"estimate of 100,000 prompts of 200 characters: {found['s']:.1f} s (promised: under 5), {found['MB']:.0f} MB more\n"
-    )
+    estimated(10_000)  # from here on no memory is claimed for the first time
+    for count in (20_000, 100_000, 500_000):
+        found = estimated(count)
+        promised = " (promised: under 5)" if count == 100_000 else ""
+        out.print(
+            f"estimate of {count:,} prompts of 200 characters: {found['s']:.1f} s{promised}, "
+            f"{found['MB']:.0f} MB more, {found['result']:.0f} of them the result"
+        )
     for title, texts in (("bulk text", bulk(3)), ("short prompts", short(5_000))):
         megabytes = sum(len(text.encode()) for text in texts) / 1e6
         took = measure(LINES, texts)

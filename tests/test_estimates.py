@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tokenbudget_lab.counter import Content, Count, System, TokenCounter, Tools
+from tokenbudget_lab.tally import Tally
 
 MODEL = "claude-sonnet-5-5"  # $2 and $10 per million tokens
 PRICED = "local"
@@ -350,3 +352,17 @@ def test_what_a_label_says_makes_no_line_of_its_own(ledger: tbl.Ledger) -> None:
     said = repr(estimate(["a"], ledger=ledger, label="x)\n  cost    $0.00 (free)"))
     assert len(said.split("\n")) == 4
     assert "C:\\new" in repr(estimate(["a"], ledger=ledger, label="C:\\new"))
+
+
+def test_equal_counts_are_kept_once() -> None:
+    """A hundred thousand counts of which three hundred are different take little more than four bytes each."""
+    counts = (Count(n % 300, exact=False, method="words", margin=0.1) for n in range(100_000))
+    tally: Tally[Count] = Tally()
+    tracemalloc.start()
+    try:
+        tally.add(counts)
+        assert tracemalloc.get_traced_memory()[0] / 100_000 < 8
+    finally:
+        tracemalloc.stop()
+    assert (len(tally), len(tally.different)) == (100_000, 300)
+    assert [count.tokens for count in tally] == [n % 300 for n in range(100_000)]

@@ -7,10 +7,11 @@ call was measured before, the answers are taken to be as long as they may be.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal, localcontext
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from .choosing import counter_for
@@ -22,6 +23,7 @@ from .lengths import Answers, answers_of
 from .pricing import Prices, user_prices
 from .prompts import count_of, prompts_of
 from .rates import as_told
+from .tally import Tally
 from .terms import Terms, terms_of
 from .usage import EXACT, Usage, pico_of_cost, tokens_of, usd_of
 
@@ -189,7 +191,7 @@ def estimate(
     words = ", ".join(str(limit) for limit in balance.limits) or "no limit"
     if balance.closed:
         return plan.told(budget.name, f"{words}, and it is closed", 0, 0)
-    likely, surely = (plan.fitting(left, *bounds) for bounds in (plan.expected(), plan.at_worst()))
+    likely, surely = (plan.fitting(left, bounds) for bounds in (plan.expected(), plan.at_worst()))
     return plan.told(budget.name, words, likely, min(likely, surely))
 
 
@@ -231,75 +233,85 @@ class _Pricing:
         return hold
 
 
-Bounds = tuple[list[int], list[int]]  # input and output tokens of each call
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """Input and output tokens of each call, made anew whenever they are read: of a million calls they would be long lists."""
+
+    counts: Tally[Count]
+    size: Callable[[Count], int]
+    output_tokens: int
+
+    @property
+    def input_tokens(self) -> int:
+        return sum(map(self.size, self.counts))
+
+    def __iter__(self) -> Iterator[tuple[Count, int, int]]:
+        """Each call's count, input and output: whole tokens that add up to the total, as a mean is no whole number."""
+        calls, total = len(self.counts), self.output_tokens
+        for n, count in enumerate(self.counts):
+            yield count, self.size(count), (n + 1) * total // calls - n * total // calls
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    counts: list[Count]
+    counts: Tally[Count]
     answers: Answers
     longest: int
     pricing: _Pricing
 
-    def expected(self) -> Bounds:
-        return [count.tokens for count in self.counts], self._spread(round(len(self.counts) * self.answers.mean))
+    def expected(self) -> _Bounds:
+        return _Bounds(self.counts, attrgetter("tokens"), round(len(self.counts) * self.answers.mean))
 
-    def at_most(self) -> Bounds:
-        return [count.upper for count in self.counts], self._spread(math.ceil(len(self.counts) * self.answers.upper))
+    def at_most(self) -> _Bounds:
+        return _Bounds(self.counts, attrgetter("upper"), math.ceil(len(self.counts) * self.answers.upper))
 
-    def at_least(self) -> Bounds:
-        return [count.lower for count in self.counts], self._spread(math.floor(len(self.counts) * self.answers.lower))
+    def at_least(self) -> _Bounds:
+        return _Bounds(self.counts, attrgetter("lower"), math.floor(len(self.counts) * self.answers.lower))
 
-    def at_worst(self) -> Bounds:
-        return [count.upper for count in self.counts], [self.longest] * len(self.counts)
+    def at_worst(self) -> _Bounds:
+        return _Bounds(self.counts, attrgetter("upper"), self.longest * len(self.counts))
 
-    def _spread(self, total: int) -> list[int]:
-        """Whole tokens for each call that add up to the total: the mean of short answers is no whole number."""
-        calls = len(self.counts)
-        return [(n + 1) * total // calls - n * total // calls for n in range(calls)]
-
-    def cost(self, sent: list[int], written: list[int]) -> Decimal | None:
+    def cost(self, bounds: _Bounds) -> Decimal | None:
         """USD of all calls."""
         if self.pricing.missing is not None:
             return None
         with localcontext(EXACT):
-            return sum(map(self.pricing.cost, sent, written), Decimal(0))
+            return sum((self.pricing.cost(sent, written) for _, sent, written in bounds), Decimal(0))
 
-    def fitting(self, left: tuple[Any, ...], sent: list[int], written: list[int]) -> int:
+    def fitting(self, left: tuple[Any, ...], bounds: _Bounds) -> int:
         """How many of the first calls are admitted, one after the other: each has to have room for its hold."""
         usd, tokens, requests = left
         with localcontext(EXACT):
-            for n, (each, out, count) in enumerate(zip(sent, written, self.counts, strict=True)):
+            for n, (count, sent, written) in enumerate(bounds):
                 if requests is not None and requests < n + 1:
                     return n
                 if tokens is not None:
                     if tokens < count.upper + self.longest:
                         return n
-                    tokens -= each + out
+                    tokens -= sent + written
                 if usd is not None:
                     if usd < self.pricing.hold(count, self.longest):
                         return n
-                    usd -= self.pricing.cost(each, out)
-        return len(sent)
+                    usd -= self.pricing.cost(sent, written)
+        return len(self.counts)
 
     def told(self, budget: str | None, left: str | None, likely: int | None, surely: int | None) -> Estimate:
         """All of it as a value."""
-        (sent, each), (more, most), (less, least) = self.expected(), self.at_most(), self.at_least()
-        calls = len(self.counts)
+        expected, most, least = self.expected(), self.at_most(), self.at_least()
         return Estimate(
             model=self.pricing.model,
-            calls=calls,
-            input_tokens=sum(sent),
-            input_tokens_lower=sum(less),
-            input_tokens_upper=sum(more),
-            output_tokens=sum(each),
-            output_tokens_lower=sum(least),
-            output_tokens_upper=sum(most),
-            cost_usd=self.cost(sent, each),
-            cost_usd_lower=self.cost(less, least),
-            cost_usd_upper=self.cost(more, most),
+            calls=len(self.counts),
+            input_tokens=expected.input_tokens,
+            input_tokens_lower=least.input_tokens,
+            input_tokens_upper=most.input_tokens,
+            output_tokens=expected.output_tokens,
+            output_tokens_lower=least.output_tokens,
+            output_tokens_upper=most.output_tokens,
+            cost_usd=self.cost(expected),
+            cost_usd_lower=self.cost(least),
+            cost_usd_upper=self.cost(most),
             method=_methods(self.counts),
-            exact=all(count.exact for count in self.counts),
+            exact=all(count.exact for count in self.counts.different),
             answers=self.answers.known,
             prices=self.pricing.source,
             unpriced_reason=None if self.pricing.missing is None else self.pricing.missing.reason,
@@ -307,23 +319,28 @@ class _Plan:
             left=left,
             calls_that_fit=likely,
             calls_that_surely_fit=surely,
-            frame=self._frame(sent, more, each),
+            frame=self._frame(expected),
         )
 
-    def _frame(self, sent: list[int], more: list[int], written: list[int]) -> pl.DataFrame:
+    def _frame(self, expected: _Bounds) -> pl.DataFrame:
         import polars as pl
 
-        known = self.pricing.missing is None
-        usd = pl.Decimal(38, 12)
-        return pl.DataFrame(
+        calls: Tally[tuple[Count, int, int]] = Tally()
+        calls.add(expected)
+        usd, known = pl.Decimal(38, 12), self.pricing.missing is None
+        different = calls.different
+        table = pl.DataFrame(
             {
-                "input_tokens": pl.Series(sent, dtype=pl.Int64),
-                "input_tokens_upper": pl.Series(more, dtype=pl.Int64),
-                "output_tokens": pl.Series(written, dtype=pl.Int64),
-                "cost_usd": pl.Series([*map(self.pricing.cost, sent, written)] if known else [None] * len(sent), dtype=usd),
-                "hold_usd": pl.Series([self.pricing.hold(n, self.longest) if known else None for n in self.counts], dtype=usd),
+                "input_tokens": pl.Series([sent for _, sent, _ in different], dtype=pl.Int64),
+                "input_tokens_upper": pl.Series([count.upper for count, _, _ in different], dtype=pl.Int64),
+                "output_tokens": pl.Series([written for _, _, written in different], dtype=pl.Int64),
+                "cost_usd": pl.Series([self.pricing.cost(*size) if known else None for _, *size in different], dtype=usd),
+                "hold_usd": pl.Series(
+                    [self.pricing.hold(count, self.longest) if known else None for count, _, _ in different], dtype=usd
+                ),
             }
         )
+        return table[calls.numbers()]
 
 
 def _where(
@@ -352,12 +369,12 @@ def _prices(ledger: Ledger | None) -> Prices:
     return ledger.prices if ledger is not None and isinstance(ledger.prices, Prices) else user_prices()
 
 
-def _counted(prompts: Any, column: Any, counter: TokenCounter, how: dict[str, Any], progress: Any) -> list[Count]:
-    counts: list[Count] = []
+def _counted(prompts: Any, column: Any, counter: TokenCounter, how: dict[str, Any], progress: Any) -> Tally[Count]:
+    counts: Tally[Count] = Tally()
     total = count_of(prompts)
     for part in prompts_of(prompts, column):
         requests = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in part]
-        counts += counter.count_many_sync(requests, progress=False if callable(progress) else progress, **how)
+        counts.add(counter.count_many_sync(requests, progress=False if callable(progress) else progress, **how))
         if callable(progress):
             progress(len(counts), total)
     if not counts:
@@ -365,8 +382,8 @@ def _counted(prompts: Any, column: Any, counter: TokenCounter, how: dict[str, An
     return counts
 
 
-def _methods(counts: list[Count]) -> str:
-    found = dict.fromkeys(f"{count.method}{f'; {count.note}' if count.note else ''}" for count in counts)
+def _methods(counts: Tally[Count]) -> str:
+    found = dict.fromkeys(f"{count.method}{f'; {count.note}' if count.note else ''}" for count in counts.different)
     said = list(found)
     return "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")  # noqa: PLR2004 - a line's worth
 

@@ -136,15 +136,16 @@ def _column(schema: Mapping[str, Any], column: str | None) -> str:
     return texts[0]
 
 
-def _of_series(series: pl.Series) -> Iterator[list[Content]]:
+def _of_series(series: pl.Series, before: int = 0) -> Iterator[list[Content]]:
+    """The prompts of a column that has so many rows before these."""
     import polars as pl
 
     missing = series.is_null().arg_true()
     if len(missing):
-        raise InvalidValue(f"row {missing[0]}", "has no prompt; leave the row out, or write an empty text")
+        raise InvalidValue(f"row {before + missing[0]}", "has no prompt; leave the row out, or write an empty text")
     for start in range(0, len(series), AT_ONCE):
-        part = series.slice(start, AT_ONCE).to_list()
-        yield part if series.dtype == pl.String else [content_of(f"row {start + n}", prompt) for n, prompt in enumerate(part)]
+        part, row = series.slice(start, AT_ONCE).to_list(), before + start
+        yield part if series.dtype == pl.String else [content_of(f"row {row + n}", prompt) for n, prompt in enumerate(part)]
 
 
 # --- files -------------------------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def read_prompts(path: Path, column: str | None = None) -> Iterator[Content]:
     if kind == ".txt" and column is not None:
         raise InvalidValue("prompt", f"names a column, and {path.name} has none: each of its lines is a prompt")
     if kind == ".parquet":
-        return chain.from_iterable(prompts_of(_parquet(path), column))
+        return chain.from_iterable(_of_parquet(_parquet(path), column))
     return _read_lines(path, kind, column or "prompt")
 
 
@@ -184,6 +185,16 @@ def _parquet(path: Path) -> pl.LazyFrame:
     except OSError as error:
         raise _unreadable(path, error) from error
     return frame
+
+
+def _of_parquet(frame: pl.LazyFrame, column: str | None) -> Iterator[list[Content]]:
+    """Its prompts, read in parts: Polars finds the pages of a slice, and a column read as a whole is kept as a whole."""
+    import polars as pl
+
+    name, rows = _column(frame.collect_schema(), column), frame.select(pl.len()).collect().item()
+    for start in range(0, rows, AT_ONCE):
+        part = _series(frame.slice(start, AT_ONCE), name)
+        yield from _of_series(part, start) if part is not None else ()
 
 
 def _unreadable(path: Path, error: OSError) -> InvalidValue:
