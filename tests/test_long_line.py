@@ -38,7 +38,7 @@ def asks(budget: str, usd: int | None, tokens: int | None, *, key: str | None = 
 
 
 def settle(writer: Writer, box: DirectBox) -> None:
-    """Until everything handed in before is decided, and all are told: the second is taken when those told with the first know."""
+    """Until everything handed in before is decided and told: the second is taken when those told with the first know."""
     for _ in range(2):
         last = Ticket(GetHead(new_id()), box)
         writer.submit(last)
