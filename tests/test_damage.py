@@ -340,7 +340,7 @@ def is_noticed(place: Place) -> bool:
 
 
 @pytest.mark.parametrize("calls", [2])
-@pytest.mark.parametrize("every", [pytest.param(97, id="few"), pytest.param(1, id="all", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [pytest.param(197, id="few"), pytest.param(1, id="all", marks=pytest.mark.soak)])
 @pytest.mark.timeout(3600)
 def test_a_log_cut_anywhere_is_noticed(place: Place, saved: Path, every: int, pace: Pace) -> None:
     """Each cut loses at least the end of the last commit."""
@@ -358,7 +358,7 @@ def test_a_log_cut_anywhere_is_noticed(place: Place, saved: Path, every: int, pa
 
 
 @pytest.mark.parametrize("calls", [2])
-@pytest.mark.parametrize("every", [pytest.param(97, id="few"), pytest.param(1, id="all", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [pytest.param(197, id="few"), pytest.param(1, id="all", marks=pytest.mark.soak)])
 @pytest.mark.timeout(7200)
 def test_a_byte_flipped_anywhere_is_noticed_or_harmless(place: Place, saved: Path, every: int, pace: Pace) -> None:
     """Harmless: everything that was acknowledged is there, and replays to the same balances."""
@@ -422,7 +422,7 @@ def noticed(folded: Place, saved: Path, pace: Pace, changes: list[Callable[[Plac
 
 
 @pytest.mark.parametrize("calls", [2])
-@pytest.mark.parametrize("every", [pytest.param(9973, id="few"), pytest.param(401, id="many", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [pytest.param(24_989, id="few"), pytest.param(401, id="many", marks=pytest.mark.soak)])
 @pytest.mark.timeout(7200)
 def test_a_byte_flipped_in_the_file_is_noticed_or_harmless(folded: Place, saved: Path, every: int, pace: Pace) -> None:
     """Each of its headers, and bytes of all blocks, evenly spread; most of the file is unused space."""
@@ -446,7 +446,7 @@ def test_a_byte_flipped_in_the_file_is_noticed_or_harmless(folded: Place, saved:
 
 
 @pytest.mark.parametrize("calls", [2])
-@pytest.mark.parametrize("every", [pytest.param(19_997, id="few"), pytest.param(1999, id="many", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [pytest.param(39_989, id="few"), pytest.param(1999, id="many", marks=pytest.mark.soak)])
 @pytest.mark.timeout(7200)
 def test_a_file_cut_anywhere_is_noticed(folded: Place, saved: Path, every: int, pace: Pace) -> None:
     """A file that lacks its end has lost events, or nothing that was in use."""
