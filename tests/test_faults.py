@@ -632,14 +632,16 @@ def bench(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benc
 EMBEDDED = Way(embedded=True)
 few_or_all = pytest.mark.parametrize("calls", ["few", pytest.param("all", marks=pytest.mark.soak)])
 VARIANTS = [(error, duration) for duration in DURATIONS for error in ERRORS]
-SCENES = ["checkpoints", "cut short", "torn"]
+LEDGERS = ["checkpoints", "cut short", "torn"]
 # Of each scene every error and every duration once; all of their pairs are for the soak.
-SCENES_AND_SOME = [
+SCENES_AND_SOME: list[Any] = [
     (scene, error, DURATIONS[(row + column) % 3], "few")
     for row, scene in enumerate(SCENES)
     for column, error in enumerate(ERRORS)
 ]
-SCENES_AND_ALL = [pytest.param(scene, *variant, "all", marks=pytest.mark.soak) for scene in SCENES for variant in VARIANTS]
+SCENES_AND_ALL: list[Any] = [
+    pytest.param(scene, *variant, "all", marks=pytest.mark.soak) for scene in LEDGERS for variant in VARIANTS
+]
 
 
 @few_or_all
