@@ -71,7 +71,9 @@ class Notebook:
         ends.callback(self.manager.context.destroy, linger=0)
         ends.callback(self.manager.shutdown_kernel, now=True)
         path = os.pathsep.join([str(PACKAGE.parent.parent), str(Path(__file__).parents[1])])
-        self.manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": path})
+        # Kernels of one user share a history, in which cells of one would wait for the other's.
+        alone = ["--HistoryManager.enabled=False"]
+        self.manager.start_kernel(extra_arguments=alone, cwd=str(folder), env={**os.environ, "PYTHONPATH": path})
         self.client = self.manager.blocking_client()
         ends.callback(self.client.stop_channels)
         self.client.start_channels()
