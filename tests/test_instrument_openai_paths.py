@@ -21,7 +21,7 @@ STORE = "memory"
 MODEL, SMALL = "gpt-5-mini", "text-embedding-3-small"
 CALL = {"type": "tool_use", "name": "price", "input": {"of": "tea"}}
 TOOL: Any = {"type": "function", "name": "price", "parameters": {"type": "object", "properties": {}}, "strict": False}
-# All that the SDK can post and that costs something, or may: by how its paths begin. Batches are metered by their files, elsewhere.
+# All that the SDK can post and that costs something, or may: by how its paths begin; batches have a way of their own.
 REFUSED = (
     "/audio/", "/batches$", "/agents", "/vaults", "/chatkit/sessions$", "/realtime/", "/responses/compact$", "/threads/runs$",
     r"/threads/[^/]+/runs(?:/[^/]+/submit_tool_outputs)?$", "/completions$", "/containers", "/content_provenance_checks$",

@@ -1,4 +1,4 @@
-"""What may stand in the files of OpenAI's batches: whatever cannot be priced is not sent, whatever cannot be read is not free."""
+"""What may stand in the files of OpenAI's batches: what cannot be priced is not sent, what cannot be read is not free."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import httpx2
 import openai
 import pytest
@@ -124,6 +125,20 @@ def test_files_are_read_however_they_come(
         client = tbl.instrument(plain, study)
         assert read(client, sent(client, lines(5)).id) == 5
     assert [(each.settled, each.state) for each in ledger.batches(ended=True)] == [(5, "committed")]
+
+
+def test_any_http_client_may_send_a_batch(ledger: tbl.Ledger, study: tbl.Budget, plain: Any, provider: Provider) -> None:
+    """Here httpx, with a key of its own and a query that goes along."""
+    file = plain.files.create(file=("in.jsonl", lines(3)), purpose="batch").id
+    with tbl.instrument(httpx.Client(base_url=provider.url, auth=("me", "secret"), params={"api": "1"}), study) as client:
+        body = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+        name = client.post("/v1/batches/", json=body).json()["id"]
+        batch = client.get(f"/v1/batches/{name}").json()
+        assert len(client.get(f"/v1/files/{batch['output_file_id']}/content").text.splitlines()) == 3
+    fetched, sent = provider.asked[1:3]
+    assert (fetched.path, fetched.query) == (f"/v1/files/{file}/content", {"api": "1"})
+    assert fetched.headers["authorization"] == sent.headers["authorization"]
+    assert [(each.name, each.state) for each in ledger.batches(ended=True)] == [(name, "committed")]
 
 
 # --- what comes out ----------------------------------------------------------------------------------------------------------

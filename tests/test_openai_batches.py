@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import openai
 import pytest
@@ -17,7 +17,7 @@ from tests.conftest import Home, Log
 from tests.provider import Answer, Provider, Used, failed
 
 MODEL, EMBEDDING = "gpt-5-mini", "text-embedding-3-small"
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": MODEL, "max_completion_tokens": 64, "messages": [{"role": "user", "content": "What is a budget?"}]},
     "/v1/responses": {"model": MODEL, "max_output_tokens": 64, "input": "What is a budget?"},
@@ -69,7 +69,7 @@ def billed(provider: Provider) -> Decimal:
 
 def _price(used: Used) -> Decimal:
     if used.model == EMBEDDING:
-        return used.usage["prompt_tokens"] * Decimal("0.01") / 10**6
+        return int(used.usage["prompt_tokens"]) * Decimal("0.01") / 10**6
     usage = Usage(
         input_tokens=used.usage.get("prompt_tokens", used.usage.get("input_tokens")),
         output_tokens=used.usage.get("completion_tokens", used.usage.get("output_tokens")),
@@ -236,7 +236,7 @@ def test_results_settle_as_their_files_are_read(
     (known,) = ledger.batches(ended=True)
     assert (known.settled, known.state, known.cost_usd) == (6, "committed", billed(provider))
     balance = study.balance
-    assert (balance.committed_usd, balance.committed_requests, balance.reserved_usd) == (billed(provider), 3, 0)
+    assert (balance.committed_usd, balance.committed_requests, balance.reserved_requests) == (billed(provider), 3, 0)
     assert log.kinds.count("part_committed") == 6
     assert billed(provider) > 0
 
@@ -299,7 +299,7 @@ def test_an_async_client_does_the_same(ledger: tbl.Ledger, study: tbl.Budget, pr
 
     (state,) = asyncio.run(overnight())
     assert (state.settled, state.state) == (7, "committed")
-    assert (study.balance.committed_usd, study.balance.reserved_usd) == (billed(provider), 0)
+    assert (study.balance.committed_usd, study.balance.reserved_requests) == (billed(provider), 0)
     assert posted(provider) == 2
 
 
