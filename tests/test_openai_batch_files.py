@@ -132,7 +132,7 @@ def test_any_http_client_may_send_a_batch(ledger: tbl.Ledger, study: tbl.Budget,
     file = plain.files.create(file=("in.jsonl", lines(3)), purpose="batch").id
     with tbl.instrument(httpx.Client(base_url=provider.url, auth=("me", "secret"), params={"api": "1"}), study) as client:
         body = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
-        name = client.post("/v1/batches/", json=body).json()["id"]
+        name = client.post("/v1/batches", json=body).json()["id"]
         batch = client.get(f"/v1/batches/{name}").json()
         assert len(client.get(f"/v1/files/{batch['output_file_id']}/content").text.splitlines()) == 3
     fetched, sent = provider.asked[1:3]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any, Final
 
+import httpx2
 import openai
 import pytest
 from genai_prices import Usage, calc_price
@@ -218,6 +219,37 @@ def test_a_server_that_is_not_there_holds_nothing(study: tbl.Budget, provider: P
     with openai.OpenAI(max_retries=0) as plain, pytest.raises(openai.APIConnectionError):
         tbl.instrument(plain, study).batches.create(input_file_id="f", endpoint=CHAT, completion_window="24h")
     assert study.balance.reserved_requests == 0
+
+
+def answering(answers: Callable[[httpx2.Request], httpx2.Response], **more: Any) -> openai.OpenAI:
+    """A client whose files are read, and whose batches are answered so."""
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, content=lines(3)) if request.method == "GET" else answers(request)
+
+    return openai.OpenAI(max_retries=0, http_client=httpx2.Client(transport=httpx2.MockTransport(answer), **more))
+
+
+@pytest.mark.parametrize(("error", "held"), [(httpx2.ConnectError, 0), (httpx2.PoolTimeout, 0), (httpx2.ReadTimeout, 3)])
+def test_what_was_never_sent_is_given_back(study: tbl.Budget, provider: Provider, error: Any, held: int) -> None:
+    """Whether the provider has a batch whose answer took too long, nobody knows."""
+
+    def fail(request: httpx2.Request) -> httpx2.Response:
+        raise error("no", request=request)
+
+    with answering(fail) as plain, pytest.raises(openai.APIConnectionError):
+        tbl.instrument(plain, study).batches.create(input_file_id="f", endpoint=CHAT, completion_window="24h")
+    assert study.balance.reserved_requests == held
+
+
+@pytest.mark.parametrize(("status", "held"), [(429, 0), (504, 3)])
+def test_an_answer_that_a_hook_makes_an_error_of_says_its_status(
+    study: tbl.Budget, provider: Provider, status: int, held: int
+) -> None:
+    hooks = {"response": [httpx2.Response.raise_for_status]}
+    with answering(lambda _: httpx2.Response(status), event_hooks=hooks) as plain, pytest.raises(httpx2.HTTPStatusError):
+        tbl.instrument(plain, study).batches.create(input_file_id="f", endpoint=CHAT, completion_window="24h")
+    assert study.balance.reserved_requests == held
 
 
 # --- its results -------------------------------------------------------------------------------------------------------------
