@@ -25,6 +25,7 @@ from tokenbudget_lab.place import place_of
 
 STORE = "memory"
 ROOT = Path(__file__).parents[1]
+ASKED = "What is a budget?"
 GOOD = {"custom_id": "a", "method": "POST", "url": CHAT, "body": BODIES[CHAT]}
 
 
@@ -80,7 +81,7 @@ def test_a_file_that_cannot_be_priced_is_named_and_not_sent(client: Any, provide
     with pytest.raises(tbl.InvalidValue, match=rf"(?s){says}.*(not sent|nothing was sent)") as caught:
         sent(client, content)
     assert (posted(provider), log.kinds) == (0, ["budget_set"])
-    assert "What is a budget?" not in str(caught.value)
+    assert ASKED not in str(caught.value)
 
 
 def test_what_cannot_be_counted_is_named_by_its_place(client: Any, provider: Provider, log: Log) -> None:
@@ -153,7 +154,7 @@ def line(item: Any, status: Any = 200, *, used: bool = True, **more: Any) -> dic
 
 def expired(item: str) -> dict[str, Any]:
     """A line of what was not run."""
-    return {"custom_id": item, "response": None, "error": {"code": "batch_expired", "message": "What is a budget?"}}
+    return {"custom_id": item, "response": None, "error": {"code": "batch_expired", "message": ASKED}}
 
 
 USED = tbl.cost(tbl.Usage(1_000, 100), model=MODEL, batch=True)
@@ -181,6 +182,16 @@ SAID: dict[str, tuple[str, Any, Any, tuple[int, int] | None, tuple[str, int]]] =
     "a line that is none and not all run": ("expired", [*TWO, "x"], None, (2, 0), ("open", 2)),
     "a line without a name": ("completed", [*TWO, line(None)], None, (3, 0), ("open", 2)),
     "half a line": ("completed", [*TWO, line("q2")], None, (3, 0), ("open", 2)),
+    "half a line and not all run": ("expired", [*TWO, line("q2")], None, (2, 0), ("open", 2)),
+    "no line break at its end": ("completed", THREE, None, (3, 0), ("committed", 3)),
+    "more is billed than was counted": ("expired", TWO, [line("q2", 500)], (2, 0), ("committed", 3)),
+    "an error that is a sentence": (
+        "completed",
+        TWO,
+        [line("q2", response=None, error={"code": ASKED})],
+        (2, 1),
+        ("committed", 2),
+    ),
     "no usage": ("completed", [*TWO, line("q2", used=False)], None, (3, 0), ("counted", 2)),
     "no status": ("completed", [*TWO, line("q2", "200")], None, (3, 0), ("counted", 2)),
     "neither a response nor an error": ("completed", [*TWO, line("q2", response=None)], None, (3, 0), ("counted", 2)),
@@ -198,8 +209,7 @@ def says(provider: Provider, name: str, what: str) -> None:
         "request_counts": counts and {"completed": counts[0], "failed": counts[1], "total": 3},
     }  # fmt: skip
     content = {kind: "".join(json.dumps(each) + "\n" for each in said or ()).encode() for kind, said in files.items()}
-    if what == "half a line":
-        content["output"] = content["output"][:-30]
+    content["output"] = content["output"][: {"half": -30, "no l": -1}.get(what[:4])]
 
     def reply(asked: Asked) -> Answer | None:
         if asked.path.endswith(f"/batches/{name}"):
@@ -212,7 +222,7 @@ def says(provider: Provider, name: str, what: str) -> None:
 @pytest.mark.parametrize("by", ["sync", "reading"])
 @pytest.mark.parametrize("what", SAID)
 def test_what_the_files_say_settles_and_what_they_do_not_say_is_not_free(
-    ledger: tbl.Ledger, client: Any, study: tbl.Budget, provider: Provider, what: str, by: str
+    ledger: tbl.Ledger, client: Any, study: tbl.Budget, provider: Provider, log: Log, what: str, by: str
 ) -> None:
     """Given back is only what was not billed; what cannot be told keeps the rest of the hold, or counts as it was held."""
     batch, (state, count) = sent(client, lines(3)), SAID[what][4]
@@ -232,6 +242,7 @@ def test_what_the_files_say_settles_and_what_they_do_not_say_is_not_free(
         assert balance.committed_usd == count * USED
     assert (balance.reserved_requests > 0) == (state == "open")
     assert known.unknown == 0
+    assert ASKED not in "".join(event.detail or "" for event in log.events)
 
 
 def test_what_is_over_and_cannot_be_told_is_said(
@@ -264,6 +275,22 @@ def test_a_file_that_broke_off_does_not_end_its_batch(ledger: tbl.Ledger, client
     assert [each.state for each in ledger.batches()] == ["open"]
     client.files.content(batch.output_file_id)
     assert [(each.settled, each.state) for each in ledger.batches(ended=True)] == [(3, "committed")]
+
+
+def test_an_error_file_that_broke_off_does_not_end_its_batch(
+    ledger: tbl.Ledger, client: Any, study: tbl.Budget, provider: Provider
+) -> None:
+    """All that was counted had come; what was billed besides had not."""
+    batch = sent(client, lines(3))
+    says(provider, batch.id, "more is billed than was counted")
+    client.batches.retrieve(batch.id)
+    client.files.content("output")
+    provider.script(Answer(body=b" " * 100, cut_at=50, drop="cut"))
+    with pytest.raises(openai.APIConnectionError):
+        client.files.content("error")
+    assert [(each.settled, each.state) for each in ledger.batches()] == [(2, "open")]
+    client.files.content("error")
+    assert study.balance.committed_usd == 3 * USED
 
 
 def test_a_batch_that_was_given_back_takes_no_results_any_more(
