@@ -101,6 +101,7 @@ _HOMES = {
 }
 _ERRORS = (
     "AmountMissing",
+    "BatchUnread",
     "BudgetClosed",
     "BudgetDiffers",
     "BudgetExceeded",
