@@ -303,6 +303,18 @@ def test_a_batch_that_was_given_back_takes_no_results_any_more(
     assert study.balance.committed_requests == 0
 
 
+def test_results_of_a_batch_that_was_ended_too_early_are_not_passed_over(
+    ledger: tbl.Ledger, client: Any, study: tbl.Budget
+) -> None:
+    """Whoever said that all of it was settled is told with the next call that it was not."""
+    batch = client.batches.retrieve(sent(client, lines(1)).id)
+    ledger.batch(batch.id).finish().result()
+    client.files.content(batch.output_file_id)
+    assert study.balance.committed_requests == 0
+    with pytest.raises(tbl.ReservationClosed):
+        client.chat.completions.create(**BODIES[CHAT])
+
+
 def test_looking_at_batches_needs_no_budget(ledger: tbl.Ledger, study: tbl.Budget, plain: Any) -> None:
     """Their files are known once one is in force."""
     client = tbl.instrument(plain)

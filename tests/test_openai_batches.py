@@ -336,7 +336,9 @@ def test_an_async_client_does_the_same(ledger: tbl.Ledger, study: tbl.Budget, pr
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_another_process_settles_what_has_ended(home: Home, plain: Any, provider: Provider, *, ended: bool) -> None:
+def test_another_process_settles_what_has_ended(
+    home: Home, plain: Any, provider: Provider, caplog: pytest.LogCaptureFixture, *, ended: bool
+) -> None:
     """On Monday, with a client that is under no budget."""
     study = home.ledger.budget("study", usd=1)
     provider.batches_take(None)
@@ -347,3 +349,4 @@ def test_another_process_settles_what_has_ended(home: Home, plain: Any, provider
     (state,) = ledger.sync_batches(plain)
     assert (state.settled, state.state) == ((10, "committed") if ended else (0, "open"))
     assert ledger.budget("study").balance.committed_usd == (billed(provider) if ended else 0)
+    assert "it is over" not in caplog.text

@@ -249,7 +249,7 @@ def open_results(meter: Meter, file: str) -> Results | None:
     """What reads a file of results; `None` where it is no batch's, or is not to count."""
     files: Files | None = meter.files.get(file)
     state = None if files is None else state_of(meter, files.said.name)
-    if files is None or state is None or state.state != "open":
+    if files is None or state is None:
         return None
     ledger: Any = meter.ledger()
     settling = Settling(state.of(ledger), settle)
