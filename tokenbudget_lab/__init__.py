@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .reservation import Reservation as Reservation
     from .scopes import UntaggedThread as UntaggedThread
     from .scopes import tags as tags
+    from .spending import spend as spend
     from .tracking import track as track
     from .usage import Usage as Usage
 
@@ -92,6 +93,7 @@ _HOMES = {
     "instrument": "instrumenting",
     "read_reply": "replies",
     "reprice": "repricing",
+    "spend": "spending",
     "tag": "frames",
     "tagged": "instrumenting",
     "tags": "scopes",
