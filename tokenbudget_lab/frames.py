@@ -77,6 +77,11 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "held_usd": Column("USD", "USD", "held when it was granted"),
         "held_tokens": Column("Int64", "tokens", "held when it was granted"),
         "held_requests": Column("Int64", "calls", "held when it was granted"),
+        "counted_input_tokens": Column(
+            "Int64", "tokens", "its input as it was counted before it was sent; null where it was not"
+        ),
+        "max_output_tokens": Column("Int64", "tokens", "of its output, what was held for"),
+        "counted_by": Column("String", "", "how an instrumented client counted its input"),
         "reserved_usd": Column("USD", "USD", "held now: the parts committed so far are taken off; null once ended"),
         "reserved_tokens": Column("Int64", "tokens", "held now, as reserved_usd"),
         "reserved_requests": Column("Int64", "calls", "held now, as reserved_usd"),
