@@ -131,7 +131,9 @@ def lost_spend(
     whole = cost.sum().over(names) if names else cost.sum()
     found = found.with_columns((cost / pl.when(whole > 0).then(whole)).alias("share")).filter(pl.col("reason").is_not_null())
     without = [pl.when(~pl.col("_none")).then(pl.col(name)).alias(name) for name in ("cost_usd", "share")]
-    found = found.with_columns(without).sort("cost_usd", *names, "reason", descending=[True, *[False] * (len(names) + 1)])
+    found = found.with_columns(without).sort(
+        "cost_usd", *names, "reason", descending=[True, *[False] * (len(names) + 1)], nulls_last=True
+    )
     return found.select(*names, "reason", "calls", "cost_usd", "share")
 
 
@@ -147,8 +149,8 @@ def cache_savings(
 ) -> pl.DataFrame:
     """What the provider's prompt cache saved: the same calls, priced with and without it.
 
-    saved = (price of the same tokens, none of them from or to the cache) - (price as it was). Writing to a cache costs more than
-    plain input, so what is never read again saves less than nothing.
+    saved = (price of the same tokens, none of them from or to the cache) - (price as it was). Writing to a cache costs more
+    than plain input, so what is never read again saves less than nothing.
 
     Args:
         source: a ledger, a budget, an export, a frame of calls, or a list of these; calls of a ledger are priced by its prices.

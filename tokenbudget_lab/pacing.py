@@ -184,7 +184,13 @@ def _foreseen(
     row = (limit.budget, limit.resource, limit.window, left, rate.mean, rate.lower, rate.upper, *times)
     if planned is None:
         return row
-    known = counted(calls_of(owner, until=now, where=where)).select(COLUMN[limit.resource]).drop_nulls().collect().to_series()
+    known = (
+        counted(calls_of(owner, until=now + _MOMENT, where=where))
+        .select(COLUMN[limit.resource])
+        .drop_nulls()
+        .collect()
+        .to_series()
+    )
     total = _planned([float(each) for each in known.to_list()], planned)
     return (*row, *total, None if total[2] is None else total[2] <= left)
 

@@ -141,7 +141,7 @@ def labels(calls: pl.LazyFrame, by: By, taken: Iterable[str] = ()) -> list[pl.Ex
         by: a name, a Polars expression, or several.
         taken: names that other columns of the result have.
     """
-    several = [] if by is None else [by] if isinstance(by, str | pl.Expr) else list(by)
+    several = [] if by is None else [by] if isinstance(by, str | pl.Expr) or not isinstance(by, Iterable) else list(by)
     if not all(isinstance(each, str | pl.Expr) for each in several):
         raise InvalidType("by", f"{told(by)} is neither a name, nor a Polars expression, nor a list of these")
     found = [label(calls, each) if isinstance(each, str) else each for each in several]
