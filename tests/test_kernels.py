@@ -67,10 +67,13 @@ class Notebook:
 
     def __init__(self, folder: Path, ends: contextlib.ExitStack) -> None:
         self.manager = KernelManager(ip="127.0.0.1")
+        self.stacks = ends.enter_context((folder / f"stacks of {id(self)}").open("w+"))
         ends.callback(self.manager.context.destroy, linger=0)
         ends.callback(self.manager.shutdown_kernel, now=True)
         path = os.pathsep.join([str(PACKAGE.parent.parent), str(Path(__file__).parents[1])])
-        self.manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": path})
+        # Kernels of one user share a history, in which cells of one would wait for the other's.
+        alone = ["--HistoryManager.enabled=False"]
+        self.manager.start_kernel(extra_arguments=alone, cwd=str(folder), env={**os.environ, "PYTHONPATH": path})
         self.client = self.manager.blocking_client()
         ends.callback(self.client.stop_channels)
         self.client.start_channels()
@@ -86,7 +89,9 @@ class Notebook:
     def open(self, folder: Path) -> None:
         """Open the ledger of that folder in it."""
         self.ready()
-        told = self.run(f"import ipykernel, os\nos.chdir({str(folder)!r})\n{textwrap.dedent(OPEN)}")
+        listen = f"faulthandler.register(signal.SIGUSR1, open({self.stacks.name!r}, 'w'), all_threads=True)"
+        start = f"import faulthandler, ipykernel, os, signal\nos.chdir({str(folder)!r})\n{listen}\n"
+        told = self.run(start + textwrap.dedent(OPEN))
         where, ipykernel = told.split()
         assert (Path(where).resolve(), ipykernel) == (PACKAGE, version("ipykernel"))
         self.cells.clear()
@@ -103,9 +108,18 @@ class Notebook:
         return self.cells.setdefault(self.client.execute(textwrap.dedent(code), stop_on_error=stop_on_error), Cell())
 
     def end_of(self, cell: Cell) -> Cell:
-        """Wait until a cell has ended."""
-        assert self._heard(cell, GRACE_S), f"the cell did not end: {cell}"
+        """Wait until a cell has ended; where it does not, say what the kernel's threads are doing."""
+        deadline = time.monotonic() + GRACE_S
+        while not self._heard(cell, 5):
+            self.client.kernel_info()  # what is left lying in a socket of the kernel's goes out with the next answer
+            assert time.monotonic() < deadline, f"the cell did not end: {cell}\n{self._stacks()}"
         return cell
+
+    def _stacks(self) -> str:
+        self.stacks.seek(0)
+        os.kill(self.manager.provisioner.pid, signal.SIGUSR1)  # type: ignore[union-attr] # it is a local one
+        time.sleep(1)
+        return self.stacks.read()
 
     def run(self, code: str) -> str:
         """Run a cell to its end; what it printed."""
