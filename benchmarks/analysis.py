@@ -1,8 +1,8 @@
 """Measure the analyses on ten million events: `python benchmarks/analysis.py --help`; `make bench` runs it.
 
-`spend` by day and model stands beside the same question in SQL, asked of the same view of the same DuckDB file by DuckDB itself,
-in turn. The events are written by one SQL statement, without their chain, since only reading them is measured. Peaks of memory
-are those of a process of its own, less what it had before it read anything.
+`spend` by day and model stands beside the same question in SQL, asked of the same view of the same DuckDB file by DuckDB
+itself, in turn. The events are written by one SQL statement, without their chain, since only reading them is measured. Peaks of
+memory are those of a process of its own, less what it had before it read anything.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package b
 
 import duckdb
 import polars as pl
-from counting import memory
 from rich.console import Console
 from rich.table import Table
 
 import tokenbudget_lab as tbl
+from benchmarks.counting import memory
 from tokenbudget_lab import frames
+from tokenbudget_lab.rows import COLUMNS
+from tokenbudget_lab.stores.duckdb import _as_text
 
 ROUNDS, PROMISED = 3, 3.0
 WHAT = {
@@ -53,7 +55,8 @@ select r * 2 + half + 1 as seq, make_timestamp(1793491200000000 + ((r * 2 + half
        case half when 0 then 'reserved' else 'committed' end as kind, uuid() as command, 'lab' as budget,
        md5(r::varchar)::uuid as reservation, 1 as requests,
        case half when 0 then 0.002::decimal(38, 12) end as held_usd, case half when 0 then 2000 end as held_tokens,
-       case half when 1 then (r % 1000 + 1)::decimal(38, 12) / 1000000 end as usd, case half when 1 then 500 + r % 400 end as tokens,
+       case half when 1 then (r % 1000 + 1)::decimal(38, 12) / 1000000 end as usd,
+       case half when 1 then 500 + r % 400 end as tokens,
        case half when 1 then 400 end as input_tokens, case half when 1 then 100 + r % 400 end as output_tokens,
        case half when 1 then 'measured' else 'unknown' end as basis,
        case half when 0 then ['claude-haiku-5-5', 'claude-sonnet-5-5', 'gpt-5-mini'][r % 3 + 1] end as model,
@@ -71,8 +74,6 @@ class Events:
 
     def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
         """What a store gives."""
-        from tokenbudget_lab.stores.duckdb import COLUMNS, _as_text
-
         names = ", ".join(map(_as_text, columns or COLUMNS))
         some = "" if upto is None else f"where seq <= {upto}"
         return self.con.cursor().sql(f"select {names} from events {some} order by seq").to_arrow_reader(100_000)  # noqa: S608 - names of our own
@@ -100,7 +101,7 @@ def asked(con: duckdb.DuckDBPyConnection, lot: Events, scratch: Path) -> dict[st
         "spend": lambda: tbl.spend(lot, "model", every="1d"),
         "spend by tag": lambda: tbl.spend(lot, "arm"),
         "calls": lambda: lot.calls().sink_parquet(scratch / "calls.parquet"),
-        "calls by hand": lambda: con.execute(f"copy (select * from calls order by seq) to '{scratch / 'hand.parquet'}'"),
+        "calls by hand": lambda: con.execute(f"copy (select * from calls order by seq) to '{scratch / 'hand.parquet'}'"),  # noqa: S608 - a folder of our own
     }
 
 
