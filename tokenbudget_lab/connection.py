@@ -107,6 +107,18 @@ class Ledger(core.Ledger):
 
         return calls(self.desk)
 
+    def reservations(self) -> pl.LazyFrame:
+        """The open reservations and what they still hold; the columns are described in `tokenbudget_lab.frames`."""
+        from .frames import reservations
+
+        return reservations(self.desk)
+
+    def balances(self) -> pl.LazyFrame:
+        """What each budget and all below it have committed and hold; the columns are described in `tokenbudget_lab.frames`."""
+        from .frames import balances
+
+        return balances(self.desk)
+
     def sql(self, query: str, **parameters: Any) -> pl.DataFrame:
         """Ask in SQL: one SELECT over `events`, `calls`, `reservations`, `budgets` and `balances`.
 

@@ -16,6 +16,7 @@ from functools import lru_cache
 from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .conditions import Condition, to_sql
 from .errors import StoreFailed
 from .events import FIELDS, GENESIS, Event, Tags
 from .usage import EXACT
@@ -164,6 +165,23 @@ def to_arrow(events: Iterable[Event], columns: Sequence[str] | None = None, batc
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
+def only(reader: pa.RecordBatchReader, columns: Sequence[str], where: Condition) -> pa.RecordBatchReader:
+    """Those events of a reader that are asked for, in order, for stores that keep them in Python.
+
+    Args:
+        reader: with all columns that the condition looks at, and `seq`.
+        columns: the ones that are wanted.
+        where: which events.
+    """
+    import duckdb
+
+    asked, given = to_sql(where, COLUMNS)
+    with duckdb.connect() as con:
+        con.register("incoming", reader)
+        query = f"select {', '.join(columns)} from incoming where {asked} order by seq"  # noqa: S608 - names of our own
+        return con.sql(query, params=given).to_arrow_table().to_reader()
+
+
 def to_batch(events: Sequence[Event], names: Sequence[str] = COLUMNS) -> pa.RecordBatch:
     """Events as one Arrow record batch, built column by column."""
     import pyarrow as pa
@@ -199,6 +217,20 @@ def _decimals(pico: Sequence[int | None], kind: pa.DataType) -> pa.Array:
     data = b"".join([bytes(16) if value is None else value.to_bytes(16, "little", signed=True) for value in pico])
     valid = None if all(known) else pa.array(known).buffers()[1]
     return pa.Array.from_buffers(kind, len(pico), [valid, pa.py_buffer(data)])
+
+
+def in_utc(fields: pa.Schema) -> pa.Schema:
+    """An Arrow schema with the zone of its instants said: by rule they are UTC."""
+    import pyarrow as pa
+
+    aware = pa.timestamp("us", "UTC")
+
+    def zoned(kind: Any) -> Any:
+        if pa.types.is_list(kind):
+            return pa.list_(zoned(kind.value_type))
+        return aware if pa.types.is_timestamp(kind) else kind
+
+    return pa.schema([field.with_type(zoned(field.type)) for field in fields])
 
 
 def from_arrow(reader: pa.RecordBatchReader) -> Iterator[Event]:
