@@ -12,11 +12,13 @@ column its type, unit and meaning; the types there are Polars' own, and three th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .conditions import Condition, to_sql
 from .desk import Source
+from .exports import existing_export
 from .predicates import condition_of
 from .rows import in_utc
 from .sandbox import run
@@ -247,6 +249,53 @@ def _view(frame: str, desk: Source) -> pl.LazyFrame:
         yield run(desk, f"with rows as (from {rows} where {asked}) select {chosen} from rows order by {order}", given)  # noqa: S608 - names of our own; values are parameters
 
     return _lazy(frame, read)
+
+
+class Export:
+    """An export as the frames of its ledger, with the same columns.
+
+    Attributes:
+        folder: where it is.
+        rows: how many events it has.
+        head: the hash of the last one, in hex.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._files, manifest = existing_export(folder)
+        self.folder, self.rows, self.head = self._files.folder, manifest.last_seq, manifest.head
+
+    def events(self) -> pl.LazyFrame:
+        """As `Ledger.events()`, of the events that were exported."""
+        return events(self._files)
+
+    def calls(self) -> pl.LazyFrame:
+        """As `Ledger.calls()`, of the events that were exported."""
+        return calls(self._files)
+
+    def reservations(self) -> pl.LazyFrame:
+        """As `Ledger.reservations()`: what was open when it was exported."""
+        return reservations(self._files)
+
+    def balances(self) -> pl.LazyFrame:
+        """As `Ledger.balances()`, of the events that were exported."""
+        return balances(self._files)
+
+    def __repr__(self) -> str:
+        return f"Export({str(self.folder)!r}, {self.rows:,} events)"
+
+
+def read_export(folder: str | os.PathLike[str]) -> Export:
+    """Read an export; the ledger that it is from need not be there.
+
+    Args:
+        folder: what `Ledger.export` or `tokenbudget export` has written. Later events are seen when it is read again.
+
+    Raises:
+        InvalidValue: there is no export.
+        ExportUnsound: files are missing, or are not those that were written.
+        VersionMismatch: a newer version of the package wrote it.
+    """
+    return Export(folder)
 
 
 def tag(name: str) -> pl.Expr:

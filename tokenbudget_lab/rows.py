@@ -239,14 +239,18 @@ def from_arrow(reader: pa.RecordBatchReader) -> Iterator[Event]:
         yield from from_plain(rows)
 
 
-def proved(reader: pa.RecordBatchReader) -> Iterator[tuple[Iterable[Event], bool]]:
+def proved(reader: pa.RecordBatchReader, previous: bytes = GENESIS) -> Iterator[tuple[Iterable[Event], bool]]:
     """Events as from `from_arrow`, in batches, each with whether all its hashes were found to continue the chain.
 
     DuckDB computes the hashes, of a text that differs from the canonical bytes where a string has other than plain characters.
     So what it finds is right is right, and what it does not find is to be looked at again. Of what is right only those fields
     are there that the fold reads, and only the last hash.
+
+    Args:
+        reader: with all columns, in order of `seq`.
+        previous: the hash of the event before the first one.
     """
-    for texts, last, rows in _ahead(_proofs(reader)):
+    for texts, last, rows in _ahead(_proofs(reader, previous)):
         if rows is None:
             yield _folded(texts, last), True
         else:
@@ -271,12 +275,11 @@ def _plain_rows(con: duckdb.DuckDBPyConnection, batch: pa.RecordBatch) -> list[t
     return rows
 
 
-def _proofs(reader: pa.RecordBatchReader) -> Iterator[tuple[list[str], bytes, list[tuple[Any, ...]] | None]]:
+def _proofs(reader: pa.RecordBatchReader, previous: bytes) -> Iterator[tuple[list[str], bytes, list[tuple[Any, ...]] | None]]:
     """For each batch that continues the chain its events as JSON and the last hash; for another also its rows of `PLAIN`."""
     import duckdb
     import pyarrow as pa
 
-    previous = GENESIS
     with duckdb.connect() as con:
         for batch in reader:
             if not batch.num_rows:
