@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
-from tokenbudget_lab import exporting, exports, frames, heads
+from tokenbudget_lab import exporting, exports, frames, heads, link
 from tokenbudget_lab.cli.entry import app
 from tokenbudget_lab.events import Event, chained, still_broken, to_detail
 from tokenbudget_lab.place import place_of
@@ -304,6 +304,7 @@ def test_an_export_that_was_killed_goes_on(tmp_path: Path, folder: Path, step: s
         seen = [pl.read_parquet(path) for path in sorted(folder.glob("month=*/*.parquet"))]
         if seen:
             assert pl.concat(seen).equals(whole.head(sum(frame.height for frame in seen)))
+        spend(ledger, 1)  # so that what is new has another name than what was left
         made = ledger.export(folder)
         assert tbl.read_export(folder).events().collect().equals(ledger.events().collect())
     assert set(files_of(folder)) == {"_manifest.json", *made.new_files}
@@ -431,16 +432,19 @@ def test_a_ledger_that_was_put_back_does_not_go_on_with_an_export(tmp_path: Path
                 other.export(folder)
 
 
-def test_a_damaged_ledger_is_not_exported(tmp_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_damaged_ledger_is_not_exported(tmp_path: Path, folder: Path, *, embedded: bool) -> None:
     """It would look whole."""
     file = tmp_path / "spend.duckdb"
     with tbl.connect(file, embedded=True) as ledger:
         spend(ledger)
     with log_of(file).open("rb+") as log:
         log.truncate(log_of(file).stat().st_size - 20)
-    with tbl.connect(file, embedded=True) as ledger, pytest.raises(tbl.LedgerDamaged):
+    with tbl.connect(file, embedded=embedded) as ledger, pytest.raises(tbl.LedgerDamaged):
         ledger.export(folder)
     assert not folder.exists()
+    if not embedded:
+        link.stop(place_of(file))
 
 
 # --- an export that is not what it says --------------------------------------------------------------------------------------
@@ -451,7 +455,8 @@ def test_a_file_that_is_missing_or_cut_is_named(small: tbl.Ledger, folder: Path)
     small.export(folder)
     part = next(folder.glob("month=*/part-*"))
     data = part.read_bytes()
-    for damage in (lambda: part.write_bytes(data[:-1]), part.unlink, lambda: part.symlink_to("/etc/passwd")):
+    (folder.parent / "same").write_bytes(data)
+    for damage in (lambda: part.write_bytes(data[:-1]), part.unlink, lambda: part.symlink_to(folder.parent / "same")):
         damage()
         for use in (tbl.read_export, small.export):
             with pytest.raises((tbl.ExportUnsound, tbl.InvalidValue), match=r"part-"):
@@ -461,11 +466,20 @@ def test_a_file_that_is_missing_or_cut_is_named(small: tbl.Ledger, folder: Path)
     assert tbl.read_export(folder).events().collect().height == small.events().collect().height
 
 
+NAME, NONE = "part-000000000001-000000000001.parquet", "part-000000000001-000000000000.parquet"
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"files": [{"path": "../../etc/passwd", "first_seq": 1, "last_seq": 1, "rows": 1, "bytes": 1}]},
         {"files": [{"path": "/etc/passwd", "first_seq": 1, "last_seq": 1, "rows": 1, "bytes": 1}]},
+        {"files": [{"path": f"../{NAME}", "first_seq": 1, "last_seq": 1, "rows": 1, "bytes": 1}], "rows": 1, "last_seq": 1},
+        {
+            "files": [{"path": f"month=2026-11/{NONE}", "first_seq": 1, "last_seq": 0, "rows": 0, "bytes": 1}],
+            "rows": 0,
+            "last_seq": 0,
+        },
         {"files": []},
         {"files": None},
         {"rows": 1},
