@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from .errors import *  # noqa: F403 - every error is importable from here
     from .estimates import Estimate as Estimate
     from .estimates import estimate as estimate
+    from .exporting import Exported as Exported
+    from .frames import Export as Export
+    from .frames import read_export as read_export
     from .frames import tag as tag
     from .gathering import gather as gather
     from .handles import Budget as Budget
@@ -80,6 +83,8 @@ _HOMES = {
     "Count": "counter",
     "Counted": "reservation",
     "Estimate": "estimates",
+    "Export": "frames",
+    "Exported": "exporting",
     "EstimationTokenCounter": "counters.estimation",
     "FallbackTokenCounter": "counters.fallback",
     "Ledger": "connection",
@@ -102,6 +107,7 @@ _HOMES = {
     "estimate": "estimates",
     "demo_client": "demo",
     "instrument": "instrumenting",
+    "read_export": "frames",
     "read_reply": "replies",
     "reprice": "repricing",
     "spend": "spending",
@@ -135,6 +141,7 @@ _ERRORS = (
     "EncodingAltered",
     "EncodingMissing",
     "EndpointUnreachable",
+    "ExportUnsound",
     "FileInUse",
     "IdConflict",
     "InvalidType",
