@@ -139,7 +139,7 @@ def _among(name: str, literal: Any, schema: pl.Schema) -> Condition | None:
     lists = _literal(literal)
     if lists is None or len(lists) != 1 or not isinstance(lists.dtype, pl.List) or lists.item() is None:
         return None
-    known = lists.item().drop_nulls()
+    known = lists.item()
     values = [_value(known.slice(n, 1), schema[name]) for n in range(len(known))]
     return ("in", name, *values) if values and None not in values else None
 
