@@ -139,7 +139,7 @@ def _among(name: str, literal: Any, schema: pl.Schema) -> Condition | None:
     lists = _literal(literal)
     if lists is None or len(lists) != 1 or not isinstance(lists.dtype, pl.List) or lists.item() is None:
         return None
-    known = lists.item()
+    known = lists.item().drop_nulls()
     values = [_value(known.slice(n, 1), schema[name]) for n in range(len(known))]
     return ("in", name, *values) if values and None not in values else None
 
@@ -150,8 +150,16 @@ def _literal(node: Any) -> pl.Series | None:
 
     while "Alias" in node:
         node = node["Alias"][0]
-    if "Literal" not in node:
-        return None
+    match node:
+        case {"Literal": _} | {
+            "Function": {
+                "input": [{"Literal": _}],
+                "function": {"TemporalExpr": {"ConvertTimeZone": _}},
+            }  # Polars 2.0 leaves it
+        }:
+            pass
+        case _:
+            return None
     return pl.select(pl.Expr.deserialize(io.StringIO(json.dumps(node)), format="json")).to_series()
 
 
