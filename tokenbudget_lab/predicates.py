@@ -150,8 +150,16 @@ def _literal(node: Any) -> pl.Series | None:
 
     while "Alias" in node:
         node = node["Alias"][0]
-    if "Literal" not in node:
-        return None
+    match node:
+        case {"Literal": _} | {
+            "Function": {
+                "input": [{"Literal": _}],
+                "function": {"TemporalExpr": {"ConvertTimeZone": _}},
+            }  # Polars 2.0 leaves it
+        }:
+            pass
+        case _:
+            return None
     return pl.select(pl.Expr.deserialize(io.StringIO(json.dumps(node)), format="json")).to_series()
 
 
