@@ -19,6 +19,7 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.NotEntered("touched too early"), ["touched too early"]),
     (errors.NoBudget(), ["nothing was sent", "tbl.instrument(client, study)"]),
     (errors.NotMetered("POST /v1/complete"), ["POST /v1/complete", "nothing was sent", "budget.record(usd=…)"]),
+    (errors.BatchUnread("file-1", "HTTP 404"), ["'file-1'", "HTTP 404", "was not sent", "Check input_file_id"]),
     (errors.NotCalled("BudgetClosed: lab is closed"), ["not called", "BudgetClosed: lab is closed"]),
     (errors.WouldDeadlock("holds itself"), ["holds itself"]),
     (errors.Refused("refused"), ["refused"]),

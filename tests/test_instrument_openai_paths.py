@@ -21,7 +21,7 @@ STORE = "memory"
 MODEL, SMALL = "gpt-5-mini", "text-embedding-3-small"
 CALL = {"type": "tool_use", "name": "price", "input": {"of": "tea"}}
 TOOL: Any = {"type": "function", "name": "price", "parameters": {"type": "object", "properties": {}}, "strict": False}
-# All that the SDK can post and that costs something, or may: by how its paths begin.
+# All that the SDK can post and that costs something, or may: by how its paths begin; batches have a way of their own.
 REFUSED = (
     "/audio/", "/batches$", "/agents", "/vaults", "/chatkit/sessions$", "/realtime/", "/responses/compact$", "/threads/runs$",
     r"/threads/[^/]+/runs(?:/[^/]+/submit_tool_outputs)?$", "/completions$", "/containers", "/content_provenance_checks$",
@@ -203,7 +203,7 @@ COSTLY: list[Callable[[openai.OpenAI], Any]] = [
     lambda client: client.beta.threads.create_and_run(assistant_id="asst_1"),
     lambda client: client.responses.compact(model=MODEL, input="Hi"),
     lambda client: client.completions.create(model="gpt-3.5-turbo-instruct", prompt="Hi"),
-    lambda client: client.batches.create(completion_window="24h", endpoint="/v1/chat/completions", input_file_id="file_1"),
+    lambda client: client.batches.create(completion_window="24h", endpoint="/v1/images/edits", input_file_id="file_1"),
     lambda client: client.vector_stores.create(),
     lambda client: client.videos.create(prompt="a cat"),
 ]

@@ -131,6 +131,7 @@ _HOMES = {
 }
 _ERRORS = (
     "AmountMissing",
+    "BatchUnread",
     "BudgetClosed",
     "BudgetDiffers",
     "BudgetExceeded",

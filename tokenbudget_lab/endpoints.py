@@ -21,6 +21,7 @@ from .replies import read_reply
 from .reported import Reported
 from .sellers import name_at, reading_at, seller_at
 
+# Batches are priced by their input files, which the transport has read before it comes here.
 _PAID: tuple[tuple[str, str, Endpoint], ...] = (
     ("/chat/completions", "chat", CHAT),
     ("/responses", "responses", RESPONSES),

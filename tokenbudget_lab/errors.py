@@ -272,6 +272,25 @@ class NotMetered(TokenBudgetError, NotImplementedError):
         )
 
 
+class BatchUnread(TokenBudgetError):
+    """The file of a batch's requests could not be read before the batch was sent; nothing was sent.
+
+    Attributes:
+        file: its id at the provider.
+        reason: what was in the way.
+    """
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(file, reason)
+        self.file, self.reason = file, reason
+
+    def _text(self) -> str:
+        return (
+            f"the batch's input file {told(self.file)} could not be read ({self.reason}), so what the batch would cost is not "
+            "known and it was not sent. Check input_file_id; where the provider was busy, try again."
+        )
+
+
 class AmountMissing(Refused, ValueError):
     """A resource that is limited on the way up was not given, and nothing unknown is counted as zero.
 

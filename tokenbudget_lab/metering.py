@@ -11,7 +11,7 @@ import json
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from .calls import Call
 from .checks import labels_of, tags_of
 from .choosing import local_counter_for
 from .commands import Reserve
-from .counter import Count, TokenCounter
+from .counter import Count, Placed, TokenCounter
 from .errors import CountFailed, InvalidType, InvalidValue, NoBudget, told
 from .events import to_detail
 from .handles import Budget
@@ -84,9 +84,10 @@ class Meter:
 
     Attributes:
         used: a request went through it.
+        files: what the files are that a batch's results stand in, by their ids, once the provider has said so.
     """
 
-    __slots__ = ("__weakref__", "_counters", "_pending", "budget", "item_tags", "policy", "tags", "used")
+    __slots__ = ("__weakref__", "_counters", "_pending", "budget", "files", "item_tags", "policy", "tags", "used")
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class Meter:
         self.budget, self.policy = budget, policy or Policy()
         self.tags, self.item_tags = dict(labels_of(tags)), dict(labels_of(item_tags))
         self.used = False
+        self.files: dict[str, Any] = {}
         self._counters: dict[str, TokenCounter] = {}
         self._pending: deque[Any] = deque()  # receipts, and what can be read as they can
 
@@ -118,7 +120,7 @@ class Meter:
         """The same with more tags."""
         self.used = True
         meter = Meter(self.budget, self.tags, self.policy, {**self.item_tags, **tags})
-        meter._counters, meter._pending, meter.used = self._counters, self._pending, True
+        meter._counters, meter._pending, meter.files, meter.used = self._counters, self._pending, self.files, True
         return meter
 
     # --- opening -----------------------------------------------------------------------------------------------------------
@@ -166,8 +168,11 @@ class Meter:
 
     # --- batches -----------------------------------------------------------------------------------------------------------
 
-    def batch(self, calls: Sequence[Call]) -> BatchAttempt:
+    def batch(self, calls: Iterable[Call]) -> BatchAttempt:
         """Count all calls of a batch, and be ready to ask for the whole of it.
+
+        Args:
+            calls: at least one; each is forgotten before the next is taken.
 
         Raises:
             NoBudget, CountFailed: as for one call.
@@ -175,10 +180,13 @@ class Meter:
         budget, tags = self._scope()
         ledger, holds = budget.ledger, holds_of(budget.ledger)
         picos: list[int | None] = []
+        models: dict[str, str] = {}
         tokens = inputs = outputs = 0
         for call in calls:
             counter = self.policy.counter or self._local(call.model)
-            counted = _sum([counter.count_sync(content, **more) for content, more in _counted_parts(call)], call.known_tokens)
+            with Placed(len(picos)):
+                parts = [counter.count_sync(content, **more) for content, more in _counted_parts(call)]
+            counted = _sum(parts, call.known_tokens + _followed(call, ledger))
             if self.policy.hold == "auto" and not holds.is_known(call.model, tags):
                 holds.read(call.model, tags)
             written = self._held(call, holds, tags).tokens * call.answers
@@ -186,15 +194,15 @@ class Meter:
                 call.model, counted.upper, written, call.terms._replace(batch=True), call.cache_write
             )
             picos.append(pico)
+            models.setdefault(call.model, call.provider)
             tokens, inputs, outputs = tokens + counted.upper + written, inputs + counted.upper, outputs + written
-        models = {call.model for call in calls}
-        model = next(iter(models)) if len(models) == 1 else None
-        told = {**json.loads(detail), "input_tokens": inputs, "max_output_tokens": outputs, "batch": {"items": len(calls)}}
-        if model is None:
+        model, *others = models
+        told = {**json.loads(detail), "input_tokens": inputs, "max_output_tokens": outputs, "batch": {"items": len(picos)}}
+        if others:
             told.pop("priced_as", None)
         command = Reserve(
-            ledger.new_id(), budget.name, None if None in picos else sum(pico or 0 for pico in picos), tokens, len(calls), 0,
-            "count", None, round(self.policy.wait_s * 1_000_000), ledger.provider(next(iter(models))), model,
+            ledger.new_id(), budget.name, None if None in picos else sum(pico or 0 for pico in picos), tokens, len(picos), 0,
+            "count", None, round(self.policy.wait_s * 1_000_000), models[model], None if others else model,
             tags_of({**tags, **self.item_tags}), to_detail(**told),
         )  # fmt: skip
         return BatchAttempt(budget, command, self._pending.append)

@@ -20,6 +20,7 @@ from ..errors import NotMetered, TokenBudgetError
 from ..metering import Meter
 from ..pieces import Settlement, beside, read_by, reading_for
 from ..protocols.anthropic import MESSAGES
+from .batches import created
 
 AnyClient = anthropic.Anthropic | anthropic.AsyncAnthropic
 # What a POST does without asking a model. All others cost something, or may.
@@ -91,10 +92,10 @@ class BudgetMiddleware(anthropic.Middleware):
     # --- batches -----------------------------------------------------------------------------------------------------------
 
     def _batch(self, request: Any, call_next: Any) -> Any:
-        from . import batches
+        from . import anthropic_batches
 
         try:
-            attempt = self.meter.batch(batches.calls_of(_body(request)))
+            attempt = self.meter.batch(anthropic_batches.calls_of(_body(request)))
             attempt.ask()
         except TokenBudgetError as error:
             raise error from None
@@ -103,16 +104,16 @@ class BudgetMiddleware(anthropic.Middleware):
         except BaseException as error:
             _failed_batch(attempt, error)
             raise
-        receipt = batches.created(attempt, response.http_response.status_code, _json(response.http_response))
+        receipt = created(attempt, response.http_response.status_code, _json(response.http_response))
         if receipt is not None:
             receipt.result()
         return response
 
     async def _batch_async(self, request: Any, call_next: Any) -> Any:
-        from . import batches
+        from . import anthropic_batches
 
         try:
-            attempt = await asyncio.to_thread(self.meter.batch, batches.calls_of(_body(request)))
+            attempt = await asyncio.to_thread(self.meter.batch, anthropic_batches.calls_of(_body(request)))
             await attempt.ask_async()
         except TokenBudgetError as error:
             raise error from None
@@ -121,30 +122,30 @@ class BudgetMiddleware(anthropic.Middleware):
         except BaseException as error:
             _failed_batch(attempt, error)
             raise
-        receipt = batches.created(attempt, response.http_response.status_code, _json(response.http_response))
+        receipt = created(attempt, response.http_response.status_code, _json(response.http_response))
         if receipt is not None:
             await receipt
         return response
 
     def _read(self, request: Any, call_next: Any) -> Any:
         """What costs nothing; the results of a batch are settled while they are read."""
-        from . import batches
+        from . import anthropic_batches
 
-        name = batches.results_of(request.url) if request.method.lower() == "get" else None
+        name = anthropic_batches.results_of(request.url) if request.method.lower() == "get" else None
         if name is None:
             return call_next(request)
-        results, response = batches.open_results(self.meter, name), call_next(request)
+        results, response = anthropic_batches.open_results(self.meter, name), call_next(request)
         if results is not None and response.http_response.is_success:
             read_by(httpx2, response.http_response, results)
         return response
 
     async def _read_async(self, request: Any, call_next: Any) -> Any:
-        from . import batches
+        from . import anthropic_batches
 
-        name = batches.results_of(request.url) if request.method.lower() == "get" else None
+        name = anthropic_batches.results_of(request.url) if request.method.lower() == "get" else None
         if name is None:
             return await call_next(request)
-        results = await asyncio.to_thread(batches.open_results, self.meter, name)
+        results = await asyncio.to_thread(anthropic_batches.open_results, self.meter, name)
         response = await call_next(request)
         if results is not None and response.http_response.is_success:
             read_by(httpx2, response.http_response, results)
@@ -177,9 +178,9 @@ def _with(client: AnyClient, middleware: BudgetMiddleware) -> AnyClient:
 
 def sync_batches(ledger: Any, client: AnyClient) -> Any:
     """Settle the open batches that have ended."""
-    from . import batches
+    from . import anthropic_batches
 
-    return batches.sync_batches(ledger, client)
+    return anthropic_batches.sync_batches(ledger, client)
 
 
 # --- an attempt --------------------------------------------------------------------------------------------------------------

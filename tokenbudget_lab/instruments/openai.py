@@ -14,7 +14,7 @@ import httpx2
 
 from ..errors import NotMetered
 from ..metering import Meter
-from . import transport
+from . import openai_batches, transport
 
 
 class _NoSocket(httpx2.URL):
@@ -44,6 +44,16 @@ def retagged(client: Any, tags: Mapping[str, str]) -> Any:
     """The same client with more tags; `None` where it is under no budget."""
     http = transport.retagged(client._client, tags)  # noqa: SLF001 - as above
     return None if http is None else _with(client, http)
+
+
+def sync_batches(ledger: Any, client: Any) -> Any:
+    """Settle the open batches that have ended; past the budget of the client, where it has one: once is enough."""
+    http = client._client  # noqa: SLF001 - as above
+    inner = transport.inner_of(http)
+    if inner is not http:
+        transport.meter_of(http).used = True
+        client = client.with_options(http_client=inner)
+    return openai_batches.sync_batches(ledger, client)
 
 
 def _with(client: Any, http: Any) -> Any:

@@ -17,7 +17,8 @@ from ..calls import Call, Endpoint, Reading
 from ..endpoints import endpoint_at
 from ..errors import InvalidValue, TokenBudgetError
 from ..metering import Meter
-from ..pieces import Settlement, beside, read_by, reading_for
+from ..pieces import Ending, Settlement, beside, read_by, reading_for
+from .batch_requests import run, run_async, steps_for
 
 _NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError")
 _ILLEGAL = "Illegal header"  # a key with a line break in it, which the connection does not take
@@ -54,15 +55,17 @@ class BudgetTransport:
     def handle_request(self, request: Any) -> Any:
         """One attempt of a sync client."""
         self.meter.used = True
+        if (steps := steps_for(self, request)) is not None:
+            return run(steps)
         endpoint = _endpoint(request)
         if endpoint is None:
-            return self._send(request)
+            return self.send(request)
         sent = self._sent(request, endpoint, request.read())
         attempt = self.meter.attempt(sent.call, retries=_retries(request))
         answered = False
         try:
             attempt.ask()
-            response = self._send(sent.request)
+            response = self.send(sent.request)
             answered = True
             return self._answered(response, attempt, sent)
         except BaseException as error:
@@ -72,24 +75,35 @@ class BudgetTransport:
     async def handle_async_request(self, request: Any) -> Any:
         """One attempt of an async client."""
         self.meter.used = True
+        if (steps := steps_for(self, request)) is not None:
+            return await run_async(steps)
         endpoint = _endpoint(request)
         if endpoint is None:
-            return await self._send(request)
+            return await self.send(request)
         sent = self._sent(request, endpoint, await request.aread())
         attempt = await self.meter.attempt_async(sent.call, retries=_retries(request))
         answered = False
         try:
             await attempt.ask_async()
-            response = await self._send(sent.request)
+            response = await self.send(sent.request)
             answered = True
             return self._answered(response, attempt, sent)
         except BaseException as error:
             self._failed(attempt, error, answered=answered)
             raise
 
-    def _send(self, request: Any) -> Any:
+    def send(self, request: Any) -> Any:
         """By the inner client; redirects and authentication are the outer one's business, which asks again for each."""
         return self.inner.send(request, stream=True, auth=None, follow_redirects=False)
+
+    def fetch(self, request: Any) -> Any:
+        """The same for a request of our own."""
+        return self.inner.send(request, stream=True, auth=None, follow_redirects=True)
+
+    def asking(self, request: Any, path: str, headers: list[tuple[bytes, bytes]]) -> Any:
+        """A GET of another path, with the same credentials and within the same time."""
+        timeout = {name: value for name, value in request.extensions.items() if name == "timeout"}
+        return self.http.Request("GET", request.url.copy_with(path=path), headers=headers, extensions=timeout)
 
     def _sent(self, request: Any, endpoint: Endpoint, content: bytes) -> _Sent:
         if self.inner.is_closed:
@@ -118,11 +132,15 @@ class BudgetTransport:
         """Settle by whether anything can have been sent, or by the response that a hook made an error of."""
         if isinstance(error, self.http.HTTPStatusError) and not attempt.answered(error.response.status_code):
             return
-        illegal = isinstance(error, self.http.LocalProtocolError) and str(error).startswith(_ILLEGAL)
-        if attempt.sent and (illegal or isinstance(error, self._never_sent)):
+        if attempt.sent and self.was_never_sent(error):
             attempt.refused()
         else:
             attempt.abandoned()
+
+    def was_never_sent(self, error: BaseException) -> bool:
+        """Whether it happened before any byte was sent."""
+        illegal = isinstance(error, self.http.LocalProtocolError) and str(error).startswith(_ILLEGAL)
+        return illegal or isinstance(error, self._never_sent)
 
     def _answered(self, response: Any, attempt: Attempt, sent: _Sent) -> Any:
         """Settle by the response, or by what will be read of it."""
@@ -142,9 +160,22 @@ class BudgetTransport:
     def _read(self, response: Any, attempt: Attempt, reading: Reading) -> Any:
         seen = reading.feed(response.content) + reading.rest()
         attempt.received(reading.received(ended=True))
+        return self.whole(response, seen)
+
+    def whole(self, response: Any, content: bytes) -> Any:
+        """The response again, of which the content was read."""
         framing = ("content-encoding", "content-length", "transfer-encoding")
         headers = [(name, value) for name, value in response.headers.multi_items() if name not in framing]
-        return self.http.Response(response.status_code, headers=headers, content=seen, extensions=response.extensions)
+        return self.http.Response(response.status_code, headers=headers, content=content, extensions=response.extensions)
+
+    def read_along(self, response: Any, ending: Ending) -> Any:
+        """The response, to be read along."""
+        if response.is_stream_consumed or response.is_closed:  # a hook has read it
+            ending.feed(response.content)
+            ending.end(ended=True)
+            return self.whole(response, response.content)
+        read_by(self.http, response, ending)
+        return response
 
     def close(self) -> None:
         """Close the inner client."""
