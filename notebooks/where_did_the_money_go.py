@@ -14,8 +14,7 @@
 # # Where did the money go
 #
 # An experiment is over: two ways of asking, two models, forty questions each. This notebook goes from its ledger to the table in
-# the paper: what each condition cost and how sure that is, what a correct answer cost, what was held for nothing, and the sentence
-# for the methods section. Everything here runs without a key: `tbl.demo_client()` is Anthropic's own client, answered by a small
+# the paper: what each condition cost and how sure that is, what a correct answer cost, and what was held for nothing. Everything here runs without a key: `tbl.demo_client()` is Anthropic's own client, answered by a small
 # server on this machine.
 
 # %%
@@ -68,7 +67,8 @@ tbl.spend(ledger, by=["model", "condition"]).select(
 
 # %%
 tbl.compare(ledger, "condition", baseline="zero-shot", where={"model": MODELS[1]}).select(
-    "condition", "units", pl.col("mean_usd", "mean_lower_usd", "mean_upper_usd").round(6), pl.col("ratio", "ratio_lower", "ratio_upper").round(2)
+    "condition", "units",
+    pl.col("mean_usd", "mean_lower_usd", "mean_upper_usd").round(6), pl.col("ratio", "ratio_lower", "ratio_upper").round(2),
 )
 
 # %% [markdown]
@@ -106,14 +106,11 @@ on_opus = tbl.reprice(calls, model="claude-opus-5-5")["repriced_usd"].sum()
 print(f"as it was ${study.balance.committed_usd:.4f}, as a batch ${as_batch:.4f}, on Opus ${on_opus:.4f}")
 
 # %% [markdown]
-# ## The table for the paper, and the report for the group
+# ## The table for the paper
+#
+# Every analysis is a Polars frame: written as CSV, or handed to whatever makes your tables.
 
 # %%
-report = tbl.report(ledger, by=["model", "condition"], title="The study")
-print(report.methods)
-print()
-print(report.tex)
-
-# %%
-report.save(folder / "report.html")  # one file, no request; .md, .csv, .json and .parquet too
+table = per_correct.select("model", "condition", "items", pl.col("mean_score").round(2), "cost_usd", pl.col("cost_per_score_usd").round(5))
+print(table.write_csv())
 ledger.close()
