@@ -49,6 +49,7 @@ bench: $(VENV)/.dev ## measure this machine
 	@$(PY) benchmarks/large.py
 	@$(PY) benchmarks/counting.py
 	@$(PY) benchmarks/estimation.py
+	@$(PY) benchmarks/analysis.py
 	@$(PY) benchmarks/instruments.py
 	@$(PY) benchmarks/race.py
 

@@ -29,6 +29,7 @@ from tokenbudget_lab import commands as ask
 from tokenbudget_lab import errors
 from tokenbudget_lab.accounts import Account, Node, Totals
 from tokenbudget_lab.commands import Command
+from tokenbudget_lab.conditions import Condition
 from tokenbudget_lab.decide import is_full
 from tokenbudget_lab.desk import Box, Desk, Ticket
 from tokenbudget_lab.errors import LedgerCorrupt, Refused
@@ -83,9 +84,9 @@ class Recording:
             frames.append(pickle.dumps((self.on_its_way.pop(id(ticket)), now, ticket.answer, ticket.error)))
         self._file.write(b"".join(frames))
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
         """As the desk has them."""
-        return self._desk.arrow(columns, upto)
+        return self._desk.arrow(columns, upto, where)
 
     def events(self, upto: int) -> Iterator[Event]:
         """As the desk has them."""

@@ -30,6 +30,7 @@ COMMANDS = [
     "keeper status",
     "keeper stop",
     "backup",
+    "export",
     "recover",
     "clock accept",
     "vendor-encodings",

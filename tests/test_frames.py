@@ -12,20 +12,66 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
+from tests.test_calls import commit_part
 from tokenbudget_lab import frames
+from tokenbudget_lab.conditions import Condition
 from tokenbudget_lab.frames import COLUMNS, tag
 from tokenbudget_lab.rows import COLUMNS as STORED
 
 # --- the columns ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["events", "calls"])
+@pytest.mark.parametrize("name", COLUMNS)
 def test_every_column_has_the_type_that_is_documented(ledger: tbl.Ledger, name: str) -> None:
     """What `COLUMNS` says, the lazy frame promises, and the collected frame has."""
     ledger.budget("lab", usd=1).reserve_sync(usd="0.3", tags={"arm": "b"})
     lazy: pl.LazyFrame = getattr(ledger, name)()
     assert lazy.collect_schema() == lazy.collect().schema == frames.schema(name)
     assert all(column.meaning for column in COLUMNS[name].values())
+
+
+# Pinned: code of others reads these columns by name and type. A change is for the changelog.
+PINNED = {
+    "events": "seq Int64, ts Instant, kind String, command String, budget String, reservation String, key String, "
+    "windows List(Instant), held_usd USD, held_tokens Int64, usd USD, tokens Int64, requests Int64, basis String, "
+    "input_tokens Int64, output_tokens Int64, cache_read_tokens Int64, cache_write_tokens Int64, reasoning_tokens Int64, "
+    "expires Instant, provider String, model String, response_id String, origin String, tags Tags, detail String, hash Binary",
+    "calls": "seq Int64, reservation String, budget String, state String, reserved Instant, spent_at Instant, ended Instant, "
+    "latency_s Float64, expires Instant, held_usd USD, held_tokens Int64, held_requests Int64, counted_input_tokens Int64, "
+    "max_output_tokens Int64, counted_by String, reserved_usd USD, reserved_tokens Int64, reserved_requests Int64, cost_usd "
+    "USD, tokens Int64, requests Int64, basis String, input_tokens Int64, output_tokens Int64, cache_read_tokens Int64, "
+    "cache_write_tokens Int64, cache_write_1h_tokens Int64, reasoning_tokens Int64, web_searches Int64, context String, "
+    "prices String, priced_as String, above Int64, late Boolean, overrun Boolean, provider String, model String, "
+    "response_id String, key String, tags Tags, origin String",
+    "reservations": "reservation String, budget String, reserved Instant, expires Instant, reserved_usd USD, "
+    "reserved_tokens Int64, reserved_requests Int64, provider String, model String, key String, tags Tags",
+    "balances": "budget String, committed_usd USD, reserved_usd USD, committed_tokens Int64, reserved_tokens Int64, "
+    "committed_requests Int64, reserved_requests Int64, calls_in_flight Int64, unpriced_calls Int64, calls Int64",
+}
+
+
+def test_the_columns_of_all_frames_are_these() -> None:
+    assert {name: ", ".join(f"{column} {kind.type}" for column, kind in COLUMNS[name].items()) for name in COLUMNS} == PINNED
+
+
+def test_reservations_are_what_is_open_and_balances_what_it_amounts_to(ledger: tbl.Ledger) -> None:
+    """A batch of a dollar of which a part is paid, a call that is over, and one below.
+
+    lab/a   reserve   $1.00, 100 tokens   key row-1
+    lab/a   reserve   $0.30               committed with $0.20
+    lab     record    $0.50
+    """
+    lab, below = ledger.budget("lab", usd=10), ledger.budget("lab/a", usd=10)
+    call = below.reserve_sync(usd=1, tokens=100, key="row-1", tags={"arm": "b"})
+    commit_part(ledger, call, "a", 20)
+    below.reserve_sync(usd="0.3").commit(usd="0.2").result()
+    lab.record(usd="0.5").result()
+    row = ledger.reservations().collect().row(0, named=True)
+    assert (row["reservation"], row["budget"], row["key"], row["tags"]) == (call.id, "lab/a", "row-1", {"arm": "b"})
+    assert (row["reserved_usd"], row["reserved_tokens"], row["expires"]) == (Decimal("0.8"), 90, call.expires)
+    found = ledger.balances().select("budget", "committed_usd", "reserved_usd", "calls_in_flight", "calls").collect()
+    assert found.rows() == [("lab", Decimal("0.9"), Decimal("0.8"), 1, 3), ("lab/a", Decimal("0.4"), Decimal("0.8"), 1, 2)]
+    assert found["committed_usd"].to_list() == [each.balance.committed_usd for each in (lab, below)]
 
 
 def test_events_have_the_columns_of_the_file() -> None:
@@ -87,10 +133,10 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._desk, name)
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
         """Note it, and read."""
         self.read.append((set(columns or STORED), upto))
-        return self._desk.arrow(columns, upto)
+        return self._desk.arrow(columns, upto, where)
 
 
 @pytest.fixture

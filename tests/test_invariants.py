@@ -29,6 +29,7 @@ from tests.history import checked, recorded
 from tests.soaking import Pace
 from tokenbudget_lab import commands as ask
 from tokenbudget_lab.clock import Mark
+from tokenbudget_lab.conditions import Condition
 from tokenbudget_lab.desk import DirectBox, Ticket
 from tokenbudget_lab.errors import BudgetExceeded, InvalidValue, LedgerClosed, LedgerCorrupt, StoreFailed
 from tokenbudget_lab.events import FIELDS, GENESIS, Event, Kind, chained
@@ -552,8 +553,8 @@ class FailingStore:
             raise OSError("the disk does not read")
         return self.inner.find(ids, keys)
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
-        return self.inner.arrow(columns, upto)
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+        return self.inner.arrow(columns, upto, where)
 
     def snapshot(self) -> fold.State | None:
         return self.inner.snapshot()

@@ -22,6 +22,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .balance import Balance as Balance
     from .choosing import counter_for as counter_for
+    from .comparing import compare as compare
+    from .comparing import cost_per as cost_per
+    from .comparing import frontier as frontier
+    from .comparing import outliers as outliers
     from .connection import Ledger as Ledger
     from .connection import budget as budget
     from .connection import connect as connect
@@ -33,9 +37,16 @@ if TYPE_CHECKING:
     from .counters.openai import OpenAITokenCounter as OpenAITokenCounter
     from .demo import async_demo_client as async_demo_client
     from .demo import demo_client as demo_client
+    from .efficiency import cache_savings as cache_savings
+    from .efficiency import estimate_error as estimate_error
+    from .efficiency import lost_spend as lost_spend
+    from .efficiency import unused_holds as unused_holds
     from .errors import *  # noqa: F403 - every error is importable from here
     from .estimates import Estimate as Estimate
     from .estimates import estimate as estimate
+    from .exporting import Exported as Exported
+    from .frames import Export as Export
+    from .frames import read_export as read_export
     from .frames import tag as tag
     from .gathering import gather as gather
     from .handles import Budget as Budget
@@ -45,6 +56,9 @@ if TYPE_CHECKING:
     from .ledger import Verification as Verification
     from .limits import Limit as Limit
     from .loops import allow_nested_loops as allow_nested_loops
+    from .pacing import burn_down as burn_down
+    from .pacing import forecast as forecast
+    from .pacing import pace as pace
     from .pricing import Prices as Prices
     from .pricing import cost as cost
     from .pricing import worst_case as worst_case
@@ -56,6 +70,7 @@ if TYPE_CHECKING:
     from .reservation import Reservation as Reservation
     from .scopes import UntaggedThread as UntaggedThread
     from .scopes import tags as tags
+    from .spending import spend as spend
     from .tracking import track as track
     from .usage import Usage as Usage
 
@@ -68,6 +83,8 @@ _HOMES = {
     "Count": "counter",
     "Counted": "reservation",
     "Estimate": "estimates",
+    "Export": "frames",
+    "Exported": "exporting",
     "EstimationTokenCounter": "counters.estimation",
     "FallbackTokenCounter": "counters.fallback",
     "Ledger": "connection",
@@ -90,14 +107,27 @@ _HOMES = {
     "estimate": "estimates",
     "demo_client": "demo",
     "instrument": "instrumenting",
+    "read_export": "frames",
     "read_reply": "replies",
     "reprice": "repricing",
+    "spend": "spending",
     "tag": "frames",
     "tagged": "instrumenting",
     "tags": "scopes",
     "gather": "gathering",
     "track": "tracking",
     "worst_case": "pricing",
+    "burn_down": "pacing",
+    "cache_savings": "efficiency",
+    "compare": "comparing",
+    "cost_per": "comparing",
+    "estimate_error": "efficiency",
+    "forecast": "pacing",
+    "frontier": "comparing",
+    "lost_spend": "efficiency",
+    "outliers": "comparing",
+    "pace": "pacing",
+    "unused_holds": "efficiency",
 }
 _ERRORS = (
     "AmountMissing",
@@ -112,6 +142,7 @@ _ERRORS = (
     "EncodingAltered",
     "EncodingMissing",
     "EndpointUnreachable",
+    "ExportUnsound",
     "FileInUse",
     "IdConflict",
     "InvalidType",

@@ -23,6 +23,7 @@ class LimitBalance:
         window: `""` (in all), `day`, `week`, `month`, or a length such as `3600s`.
         limit, committed, reserved: amounts of that resource; USD as `Decimal`.
         ends: when the window ends (UTC); `None` without a window.
+        begins: when it began (UTC); `None` without a window.
     """
 
     budget: str
@@ -32,6 +33,7 @@ class LimitBalance:
     committed: Any
     reserved: Any
     ends: datetime | None
+    begins: datetime | None = None
 
     @property
     def left(self) -> Any:
@@ -150,10 +152,10 @@ def spent_of(answer: Sequence[Any], resource: str) -> Any:
 
 def _limits(row: Sequence[Any]) -> list[LimitBalance]:
     name, window, *caps = row[:5]
-    ends = None if row[6] >= FOREVER else instant(row[6])
+    begins, ends = (None, None) if row[6] >= FOREVER else (instant(row[5]), instant(row[6]))
     found = []
     for n, (resource, cap) in enumerate(zip(RESOURCES, caps, strict=True)):
         if cap is not None:
             limit, committed, reserved = (decimal_or_int(resource, v) for v in (cap, row[7 + n], row[10 + n]))
-            found.append(LimitBalance(name, resource, window, limit, committed, reserved, ends))
+            found.append(LimitBalance(name, resource, window, limit, committed, reserved, ends, begins))
     return found

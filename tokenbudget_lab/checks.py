@@ -14,9 +14,9 @@ MAX_TAGS, MAX_TAG_BYTES, MAX_TEXT, MAX_FACTS = 32, 256, 1024, 16
 MIN_TIMEOUT_S, MAX_TIMEOUT_S = 1.0, 48 * 3600.0
 # The columns of `events` and of `calls`, beside which labels stand when calls are grouped by them.
 COLUMN_NAMES = frozenset(FIELDS) | {
-    "above", "cache_write_1h_tokens", "context", "cost_usd", "ended", "held_requests", "late", "latency_s", "overrun",
-    "priced_as", "prices", "reserved", "reserved_requests", "reserved_tokens", "reserved_usd", "spent_at", "state",
-    "web_searches",
+    "above", "cache_write_1h_tokens", "context", "cost_usd", "counted_by", "counted_input_tokens", "ended", "held_requests",
+    "late", "latency_s", "max_output_tokens", "overrun", "priced_as", "prices", "reserved", "reserved_requests",
+    "reserved_tokens", "reserved_usd", "spent_at", "state", "web_searches",
 }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from .batching import Batch, BatchState
+    from .exporting import Exported
     from .place import Place
 
 RECOVERY_S = 20.0  # how long a recovery tries to get the file from keepers that are started again
@@ -107,6 +108,18 @@ class Ledger(core.Ledger):
 
         return calls(self.desk)
 
+    def reservations(self) -> pl.LazyFrame:
+        """The open reservations and what they still hold; the columns are described in `tokenbudget_lab.frames`."""
+        from .frames import reservations
+
+        return reservations(self.desk)
+
+    def balances(self) -> pl.LazyFrame:
+        """What each budget and all below it have committed and hold; the columns are described in `tokenbudget_lab.frames`."""
+        from .frames import balances
+
+        return balances(self.desk)
+
     def sql(self, query: str, **parameters: Any) -> pl.DataFrame:
         """Ask in SQL: one SELECT over `events`, `calls`, `reservations`, `budgets` and `balances`.
 
@@ -175,6 +188,33 @@ class Ledger(core.Ledger):
             raise InvalidValue("path", f"the folder {target.parent} does not exist")
         copy, seq, head = self.ask(CopyFile(self.new_id()))
         return finish_backup(Path(copy), target, seq, head)
+
+    def export(self, folder: str | os.PathLike[str], *, progress: bool | None = None) -> Exported:
+        """Write the events to Parquet files, one folder per month, for DuckDB, Polars, Spark, and `tbl.read_export`.
+
+        The next time only newer events are written, into new files. What is written is read back, and its chain of hashes must
+        end with the ledger's head, before it counts; interrupted, the export is what it was.
+
+        Args:
+            folder: a new or an empty folder, or an export of this ledger.
+            progress: a bar for long ones; by itself in a terminal or notebook.
+
+        Raises:
+            InvalidValue: the folder is a file, a link, has something else in it, or another ledger's export.
+            ExportUnsound: what was read back is not what the ledger has, or what was there is not whole.
+            LedgerUnavailable: another export is being written there.
+            StoreFailed: there was no room.
+
+        Examples:
+            >>> import tempfile, tokenbudget_lab as tbl
+            >>> with tempfile.TemporaryDirectory() as folder, tbl.connect(":memory:") as ledger:
+            ...     receipt = ledger.budget("lab", usd=1).record(usd="0.25")
+            ...     ledger.export(folder).rows, tbl.read_export(folder).calls().collect()["cost_usd"].sum()
+            (3, Decimal('0.250000000000'))
+        """
+        from .exporting import export
+
+        return export(self, folder, progress=progress)
 
 
 def accept_clock(where: str | os.PathLike[str] | None = None) -> None:

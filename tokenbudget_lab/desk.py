@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from .commands import Cancel, Command, Reserve, Rollback
+from .conditions import Condition
 from .decide import Answer
 from .errors import LedgerDamaged, LedgerUnavailable
 from .events import Event
@@ -174,7 +175,15 @@ class LoopBox:
                 _set(ticket.future)
 
 
-class Desk(Protocol):
+class Source(Protocol):
+    """Where events are read from: a ledger's desk, or an export."""
+
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+        """The events as a `pyarrow.RecordBatchReader`: of these columns, up to this `seq`, and of those the ones asked for."""
+        ...
+
+
+class Desk(Source, Protocol):
     """Takes commands and answers them: the writer itself, or the link to a keeper."""
 
     where: str
@@ -191,10 +200,6 @@ class Desk(Protocol):
         Raises:
             LedgerUnavailable: closed, forked, or broken.
         """
-        ...
-
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
-        """The events as a `pyarrow.RecordBatchReader`."""
         ...
 
     def events(self, upto: int) -> Iterator[Event]:

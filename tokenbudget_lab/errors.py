@@ -678,6 +678,24 @@ class ClockJumped(LedgerUnavailable):
         )
 
 
+class ExportUnsound(TokenBudgetError):
+    """An export is not what it says, or what was written is not what was read back; of that nothing counts.
+
+    Attributes:
+        folder: where the export is.
+        reason: what does not fit.
+    """
+
+    _quotes = False  # a path, and numbers
+
+    def __init__(self, folder: str, reason: str) -> None:
+        super().__init__(folder, reason)
+        self.folder, self.reason = folder, reason
+
+    def _text(self) -> str:
+        return f"the export {self.folder} does not fit: {self.reason}. The ledger is as it was; export into another folder."
+
+
 class QueryRefused(TokenBudgetError, ValueError):
     """`ledger.sql` takes one SELECT over the ledger's own tables, nothing else.
 

@@ -99,6 +99,25 @@ def chained(previous: bytes, body: tuple[Any, ...]) -> Event:
     return _new(Event, (*body, sha256(previous + _encode(body).encode("ascii")).digest()))
 
 
+def still_broken(event: Event, seq: int, head: bytes, broken: int, *, known: bool) -> int:
+    """The first event that does not continue the chain, as far as this one.
+
+    Args:
+        event: the next event.
+        seq, head: of the event before it.
+        broken: what was found so far; 0 for nothing.
+        known: whether the event is known to continue the chain.
+
+    Returns:
+        0 where all fits, or where what did not was found and given up, which is part of the chain.
+    """
+    if not known and event.seq == seq + 1 and chained(head, event[:-1]).hash != event.hash:
+        broken = broken or event.seq
+    if broken and event.kind == "recovered" and from_detail(event)["seq"] <= broken:
+        return 0
+    return broken
+
+
 def to_detail(**values: Any) -> str:
     """The `detail` column: JSON with sorted keys, absent values left out."""
     return json.dumps({k: v for k, v in values.items() if v is not None}, sort_keys=True, separators=(",", ":"))

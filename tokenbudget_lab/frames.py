@@ -1,7 +1,9 @@
-"""A ledger as Polars frames: `events`, as they were written, and `calls`, one row per reservation or record.
+"""A ledger as Polars frames, and the columns that they have.
 
-Both are lazy: nothing is read before `collect`, and then only the columns in use. Absent is null, never 0. `COLUMNS` says of
-every column its type, unit and meaning; the types there are Polars' own, and three that are short for
+`events` are as they were written; `calls` has one row per reservation or record, `reservations` those that are open, and
+`balances` one row per budget. All are lazy: nothing is read before `collect`, then only the columns in use, and of the rows
+those that a filter leaves as far as it can be asked for (`predicates.py`). Absent is null, never 0. `COLUMNS` says of every
+column its type, unit and meaning; the types there are Polars' own, and three that are short for
 
     USD      Decimal(38, 12)
     Instant  Datetime("us", "UTC")
@@ -10,10 +12,15 @@ every column its type, unit and meaning; the types there are Polars' own, and th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .desk import Desk
+from .conditions import Condition, to_sql
+from .desk import Source
+from .exports import existing_export
+from .predicates import condition_of
+from .rows import in_utc
 from .sandbox import run
 
 if TYPE_CHECKING:
@@ -77,6 +84,11 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "held_usd": Column("USD", "USD", "held when it was granted"),
         "held_tokens": Column("Int64", "tokens", "held when it was granted"),
         "held_requests": Column("Int64", "calls", "held when it was granted"),
+        "counted_input_tokens": Column(
+            "Int64", "tokens", "its input as it was counted before it was sent; null where it was not"
+        ),
+        "max_output_tokens": Column("Int64", "tokens", "of its output, what was held for"),
+        "counted_by": Column("String", "", "how an instrumented client counted its input"),
         "reserved_usd": Column("USD", "USD", "held now: the parts committed so far are taken off; null once ended"),
         "reserved_tokens": Column("Int64", "tokens", "held now, as reserved_usd"),
         "reserved_requests": Column("Int64", "calls", "held now, as reserved_usd"),
@@ -109,10 +121,36 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "tags": Column("Tags", "", "the caller's labels"),
         "origin": Column("String", "JSON", "who spent: user, host, notebook or script, git commit"),
     },
+    "reservations": {
+        "reservation": Column("String", "", "id of the reservation"),
+        "budget": Column("String", "", "name of the budget"),
+        "reserved": Column("Instant", "UTC", "when it was granted"),
+        "expires": Column("Instant", "UTC", "when it ends by itself; extensions included"),
+        "reserved_usd": Column("USD", "USD", "held now: the parts committed so far are taken off; null where no USD are held"),
+        "reserved_tokens": Column("Int64", "tokens", "held now, as reserved_usd"),
+        "reserved_requests": Column("Int64", "calls", "held now, as reserved_usd"),
+        "provider": Column("String", "", "who sells the model"),
+        "model": Column("String", "", "the model's name"),
+        "key": Column("String", "", "the caller's idempotency key"),
+        "tags": Column("Tags", "", "the caller's labels"),
+    },
+    "balances": {
+        "budget": Column("String", "", "name of the budget; all amounts are its own and those of all budgets below it"),
+        "committed_usd": Column("USD", "USD", "counted since it was made, whatever its windows; 0 where nothing is"),
+        "reserved_usd": Column("USD", "USD", "held now by open reservations; 0 where nothing is"),
+        "committed_tokens": Column("Int64", "tokens", "as committed_usd"),
+        "reserved_tokens": Column("Int64", "tokens", "as reserved_usd"),
+        "committed_requests": Column("Int64", "calls", "as committed_usd"),
+        "reserved_requests": Column("Int64", "calls", "as reserved_usd"),
+        "calls_in_flight": Column("Int64", "calls", "open reservations"),
+        "unpriced_calls": Column("Int64", "calls", "ended and counted, without a cost: committed_usd lacks them"),
+        "calls": Column("Int64", "calls", "reservations and records in all, whatever became of them"),
+    },
 }
+_ORDER = {"calls": ("seq",), "reservations": ("reserved", "reservation"), "balances": ("budget",)}
 
 
-def events(desk: Desk) -> pl.LazyFrame:
+def events(desk: Source) -> pl.LazyFrame:
     """Every event, in order.
 
     Args:
@@ -129,13 +167,13 @@ def events(desk: Desk) -> pl.LazyFrame:
         [(1, 'created'), (2, 'budget_set')]
     """
 
-    def read(names: list[str], n_rows: int | None) -> Iterator[pl.DataFrame]:
+    def read(names: list[str], n_rows: int | None, where: Condition | None) -> Iterator[pl.DataFrame]:
         import polars as pl
 
-        reader = desk.arrow(names, n_rows)  # the first n rows end with event n
+        reader = desk.arrow(names, n_rows, where)  # the first n rows end with event n
         try:
             for batch in reader:
-                frame = pl.from_arrow(batch.cast(_in_utc(batch.schema)))
+                frame = pl.from_arrow(batch.cast(in_utc(batch.schema)))
                 assert isinstance(frame, pl.DataFrame)  # noqa: S101 - tells the type checker
                 yield frame
         finally:
@@ -144,7 +182,7 @@ def events(desk: Desk) -> pl.LazyFrame:
     return _lazy("events", read)
 
 
-def calls(desk: Desk) -> pl.LazyFrame:
+def calls(desk: Source) -> pl.LazyFrame:
     """One row per reservation or record, from hold to outcome, in the order in which they began.
 
     Over a budget and all below it, `cost_usd`, `tokens` and `requests` add up to what the budget has committed since it was
@@ -164,12 +202,105 @@ def calls(desk: Desk) -> pl.LazyFrame:
         ...     ledger.calls().select("state", "cost_usd", tag("arm")).collect().row(0)
         ('committed', Decimal('0.250000000000'), 'b')
     """
+    return _view("calls", desk)
 
-    def read(names: list[str], n_rows: int | None) -> Iterator[pl.DataFrame]:
-        chosen = ", ".join(f'"{name}"' for name in names)
-        yield run(desk, f"select {chosen} from calls order by calls.seq limit $n", {"n": n_rows})  # noqa: S608 - names of our own
 
-    return _lazy("calls", read)
+def reservations(desk: Source) -> pl.LazyFrame:
+    """The open reservations and what they still hold, in the order in which they were granted.
+
+    Args:
+        desk: where the events come from.
+
+    Returns:
+        The columns of `COLUMNS["reservations"]`. One whose time is over is among them until its expiry is an event.
+
+    Examples:
+        >>> import tokenbudget_lab as tbl
+        >>> with tbl.connect(":memory:") as ledger:
+        ...     call = ledger.budget("lab", usd=1).reserve_sync(usd="0.3", key="row-1")
+        ...     ledger.reservations().select("budget", "reserved_usd", "key").collect().row(0)
+        ('lab', Decimal('0.300000000000'), 'row-1')
+    """
+    return _view("reservations", desk)
+
+
+def balances(desk: Source) -> pl.LazyFrame:
+    """What each budget and all below it have committed and hold, by name.
+
+    Args:
+        desk: where the events come from.
+
+    Returns:
+        The columns of `COLUMNS["balances"]`: since the budget was made, while a limit may count per window.
+
+    Examples:
+        >>> import tokenbudget_lab as tbl
+        >>> with tbl.connect(":memory:") as ledger:
+        ...     lab = ledger.budget("lab", usd=1)
+        ...     receipt = ledger.budget("lab/a", usd=1).record(usd="0.25")
+        ...     ledger.balances().select("budget", "committed_usd").collect().rows()
+        [('lab', Decimal('0.250000000000')), ('lab/a', Decimal('0.250000000000'))]
+    """
+    return _view("balances", desk)
+
+
+def _view(frame: str, desk: Source) -> pl.LazyFrame:
+    """A view of `stores/views.sql` as a frame."""
+
+    def read(names: list[str], n_rows: int | None, where: Condition | None) -> Iterator[pl.DataFrame]:
+        asked, given = ("true", {}) if where is None else to_sql(where, COLUMNS[frame])
+        chosen, order = (", ".join(f'"{name}"' for name in some) for some in (names, _ORDER[frame]))
+        rows = frame if n_rows is None else f"(from {frame} order by {order} limit {int(n_rows)})"
+        yield run(desk, f"with rows as (from {rows} where {asked}) select {chosen} from rows order by {order}", given)  # noqa: S608 - names of our own; values are parameters
+
+    return _lazy(frame, read)
+
+
+class Export:
+    """An export as the frames of its ledger, with the same columns.
+
+    Attributes:
+        folder: where it is.
+        rows: how many events it has.
+        head: the hash of the last one, in hex.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._files, manifest = existing_export(folder)
+        self.folder, self.rows, self.head = self._files.folder, manifest.last_seq, manifest.head
+
+    def events(self) -> pl.LazyFrame:
+        """As `Ledger.events()`, of the events that were exported."""
+        return events(self._files)
+
+    def calls(self) -> pl.LazyFrame:
+        """As `Ledger.calls()`, of the events that were exported."""
+        return calls(self._files)
+
+    def reservations(self) -> pl.LazyFrame:
+        """As `Ledger.reservations()`: what was open when it was exported."""
+        return reservations(self._files)
+
+    def balances(self) -> pl.LazyFrame:
+        """As `Ledger.balances()`, of the events that were exported."""
+        return balances(self._files)
+
+    def __repr__(self) -> str:
+        return f"Export({str(self.folder)!r}, {self.rows:,} events)"
+
+
+def read_export(folder: str | os.PathLike[str]) -> Export:
+    """Read an export; the ledger that it is from need not be there.
+
+    Args:
+        folder: what `Ledger.export` or `tokenbudget export` has written. Later events are seen when it is read again.
+
+    Raises:
+        InvalidValue: there is no export.
+        ExportUnsound: files are missing, or are not those that were written.
+        VersionMismatch: a newer version of the package wrote it.
+    """
+    return Export(folder)
 
 
 def tag(name: str) -> pl.Expr:
@@ -191,7 +322,7 @@ def tag(name: str) -> pl.Expr:
 
 
 def schema(frame: str) -> pl.Schema:
-    """The Polars types of the columns of `events` or `calls`.
+    """The Polars types of the columns of a frame of `COLUMNS`.
 
     Examples:
         >>> schema("calls")["cost_usd"]
@@ -209,28 +340,29 @@ def schema(frame: str) -> pl.Schema:
     return pl.Schema({name: short.get(column.type) or getattr(pl, column.type) for name, column in COLUMNS[frame].items()})
 
 
-def _lazy(frame: str, read: Callable[[list[str], int | None], Iterator[pl.DataFrame]]) -> pl.LazyFrame:
-    """A frame that reads the columns and rows that a query over it needs."""
+def _lazy(frame: str, read: Callable[[list[str], int | None, Condition | None], Iterator[pl.DataFrame]]) -> pl.LazyFrame:
+    """A frame that reads the columns and rows that a query over it needs.
+
+    Args:
+        frame: its name in `COLUMNS`.
+        read: given columns, a number of rows and a condition, those of the first rows that meet it; Polars counts the rows
+            before it filters them.
+    """
+    import polars as pl
     from polars.io.plugins import register_io_source
+
+    types = schema(frame)
 
     def source(
         names: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, _size: int | None
     ) -> Iterator[pl.DataFrame]:
-        for part in read(names or list(COLUMNS[frame]), n_rows):  # Polars counts the rows before it filters them
-            yield part if predicate is None else part.filter(predicate)
+        chosen = list(COLUMNS[frame]) if names is None else names
+        if predicate is None:
+            yield from read(chosen, n_rows, None)
+            return
+        # Polars looks at what is left, and where nothing is left it can still say that it does not take the question.
+        yield pl.DataFrame(schema={name: types[name] for name in chosen}).filter(predicate)
+        for part in read(chosen, n_rows, condition_of(predicate, types)):
+            yield part.filter(predicate)
 
-    return register_io_source(source, schema=schema(frame), validate_schema=True, explain_name=f"ledger {frame}")
-
-
-def _in_utc(fields: Any) -> Any:
-    """An Arrow schema with the zone of its instants said: by rule they are UTC."""
-    import pyarrow as pa
-
-    aware = pa.timestamp("us", "UTC")
-
-    def zoned(kind: Any) -> Any:
-        if pa.types.is_list(kind):
-            return pa.list_(zoned(kind.value_type))
-        return aware if pa.types.is_timestamp(kind) else kind
-
-    return pa.schema([field.with_type(zoned(field.type)) for field in fields])
+    return register_io_source(source, schema=types, validate_schema=True, explain_name=f"ledger {frame}")

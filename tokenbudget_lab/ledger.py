@@ -30,7 +30,7 @@ from .errors import (
     money,
     shown,
 )
-from .events import chained, from_detail
+from .events import still_broken
 from .handles import Budget
 from .ids import new_id
 from .limits import Limit, budget_name, caps_of, instant, path_of, zone
@@ -390,10 +390,8 @@ class Ledger:
             with seldom_collected():
                 for events, continue_ in self.desk.proved(last):
                     for event in events:
-                        if not continue_ and event.seq == state.seq + 1 and chained(state.head, event[:-1]).hash != event.hash:
-                            broken = broken or event.seq
-                        if broken and event.kind == "recovered" and from_detail(event)["seq"] <= broken:
-                            broken = 0  # it was found, and given up, and that is part of the chain
+                        if broken or not continue_:
+                            broken = still_broken(event, state.seq, state.head, broken, known=continue_)
                         state.apply(event)
                     state.forget(state.ts)
                     if progress is not None:

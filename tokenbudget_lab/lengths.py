@@ -59,10 +59,19 @@ def answers_of(
 def answers_like(lengths: Sequence[int], calls: int, longest: int, what: str) -> Answers:
     """The prediction for so many calls, from the lengths of some that were measured."""
     known, mean = len(lengths), fmean(lengths)
-    t = _Z * (1 + (_Z**2 + 1) / (4 * (known - 1)))  # Student's t, to first order
     spread = max(stdev(lengths), mean / known)  # a few equal ones are not all that there are
-    around = t * spread * math.sqrt(1 / calls + 1 / known)
+    around = t_of(known) * spread * math.sqrt(1 / calls + 1 / known)
     return Answers(mean, max(0.0, mean - around), min(longest, mean + around), f"as {known:,} measured calls of {what}")
+
+
+def t_of(known: int) -> float:
+    """Student's t for nine in ten, two-sided, of so many values (2 or more), to first order in 1 / (known - 1).
+
+    Examples:
+        >>> round(t_of(12), 2)
+        1.78
+    """
+    return _Z * (1 + (_Z**2 + 1) / (4 * (known - 1)))
 
 
 def measured(

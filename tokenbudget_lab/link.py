@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands import Reserve, Rollback
+from .conditions import Condition
 from .desk import Bell, Box, Ticket
 from .errors import (
     InvalidValue,
@@ -101,14 +102,14 @@ class Link:
         if self._gone:  # closed in between
             self._turn_away()
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a connection of its own."""
         import pyarrow as pa
 
         if self._closing or self._forked:
             raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
         connection = connect(self.place, "rows", self._hear)
-        connection.send_bytes(pack((None if columns is None else tuple(columns), upto)))
+        connection.send_bytes(pack((None if columns is None else tuple(columns), upto, where)))
         return pa.ipc.open_stream(pa.PythonFile(_FromConnection(connection), mode="r"))
 
     def events(self, upto: int) -> Iterator[Event]:

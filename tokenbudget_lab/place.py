@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidType, InvalidValue, LedgerBusy, LedgerUnavailable, NotALedger
+from .errors import InvalidType, InvalidValue, LedgerBusy, LedgerUnavailable, NotALedger, told
 
 _REMOTE = ("md:", "http://", "https://", "s3://", "gs://", "gcs://", "az://", "hf://")
 _MAGIC = b"DUCK"
@@ -133,16 +133,7 @@ def place_of(where: Any) -> Place:
         >>> place_of("/tmp/spend.duckdb").folder.name
         'spend.duckdb.d'
     """
-    if not isinstance(where, str | os.PathLike):
-        raise InvalidType("where", f"{where!r} is {type(where).__name__}, not a path")
-    text = os.fspath(where)
-    if not isinstance(text, str):
-        raise InvalidType("where", "is bytes, not a path of text")
-    if not text.strip() or "\0" in text:
-        raise InvalidValue("where", f"{text!r} is no path; write something like 'spend.duckdb'")
-    if text.lower().startswith(_REMOTE) or "://" in text:
-        scheme = text.partition(":")[0]  # and no more of it: there may be a password
-        raise InvalidValue("where", f"{scheme + ':…'!r} is no local file; a ledger is a path or ':memory:'")
+    text = local_path("where", where, "a ledger is a path or ':memory:'")
     try:
         path = Path(text).expanduser().absolute()
         foreign = path.is_symlink() and hasattr(os, "getuid") and path.lstat().st_uid not in (os.getuid(), 0)
@@ -166,6 +157,26 @@ def place_of(where: Any) -> Place:
         )
     _check_kind(place.file)
     return place
+
+
+def local_path(argument: str, given: Any, advice: str = "name a path of this machine") -> str:
+    """A path of this machine, as text.
+
+    Raises:
+        InvalidType: neither a string nor a path.
+        InvalidValue: empty, a NUL, a URL.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise InvalidType(argument, f"{told(given)} is {type(given).__name__}, not a path")
+    text = os.fspath(given)
+    if not isinstance(text, str):
+        raise InvalidType(argument, "is bytes, not a path of text")
+    if not text.strip() or "\0" in text:
+        raise InvalidValue(argument, f"{told(text)} is no path; write something like 'spend.duckdb'")
+    if text.lower().startswith(_REMOTE) or "://" in text:
+        scheme = text.partition(":")[0]  # and no more of it: there may be a password
+        raise InvalidValue(argument, f"{scheme + ':…'!r} is no local file; {advice}")
+    return text
 
 
 def share_of(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from functools import lru_cache
 from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .conditions import Condition, to_sql
 from .errors import StoreFailed
 from .events import FIELDS, GENESIS, Event, Tags
 from .usage import EXACT
@@ -164,6 +165,23 @@ def to_arrow(events: Iterable[Event], columns: Sequence[str] | None = None, batc
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
+def only(reader: pa.RecordBatchReader, columns: Sequence[str], where: Condition) -> pa.RecordBatchReader:
+    """Those events of a reader that are asked for, in order, for stores that keep them in Python.
+
+    Args:
+        reader: with all columns that the condition looks at, and `seq`.
+        columns: the ones that are wanted.
+        where: which events.
+    """
+    import duckdb
+
+    asked, given = to_sql(where, COLUMNS)
+    with duckdb.connect() as con:
+        con.register("incoming", reader)
+        query = f"select {', '.join(columns)} from incoming where {asked} order by seq"  # noqa: S608 - names of our own
+        return con.sql(query, params=given).to_arrow_table().to_reader()
+
+
 def to_batch(events: Sequence[Event], names: Sequence[str] = COLUMNS) -> pa.RecordBatch:
     """Events as one Arrow record batch, built column by column."""
     import pyarrow as pa
@@ -201,20 +219,38 @@ def _decimals(pico: Sequence[int | None], kind: pa.DataType) -> pa.Array:
     return pa.Array.from_buffers(kind, len(pico), [valid, pa.py_buffer(data)])
 
 
+def in_utc(fields: pa.Schema) -> pa.Schema:
+    """An Arrow schema with the zone of its instants said: by rule they are UTC."""
+    import pyarrow as pa
+
+    aware = pa.timestamp("us", "UTC")
+
+    def zoned(kind: Any) -> Any:
+        if pa.types.is_list(kind):
+            return pa.list_(zoned(kind.value_type))
+        return aware if pa.types.is_timestamp(kind) else kind
+
+    return pa.schema([field.with_type(zoned(field.type)) for field in fields])
+
+
 def from_arrow(reader: pa.RecordBatchReader) -> Iterator[Event]:
     """Arrow record batches with all columns, in order of `seq`, as the events that they were made from."""
     for rows in _ahead(_batches(reader)):
         yield from from_plain(rows)
 
 
-def proved(reader: pa.RecordBatchReader) -> Iterator[tuple[Iterable[Event], bool]]:
+def proved(reader: pa.RecordBatchReader, previous: bytes = GENESIS) -> Iterator[tuple[Iterable[Event], bool]]:
     """Events as from `from_arrow`, in batches, each with whether all its hashes were found to continue the chain.
 
     DuckDB computes the hashes, of a text that differs from the canonical bytes where a string has other than plain characters.
     So what it finds is right is right, and what it does not find is to be looked at again. Of what is right only those fields
     are there that the fold reads, and only the last hash.
+
+    Args:
+        reader: with all columns, in order of `seq`.
+        previous: the hash of the event before the first one.
     """
-    for texts, last, rows in _ahead(_proofs(reader)):
+    for texts, last, rows in _ahead(_proofs(reader, previous)):
         if rows is None:
             yield _folded(texts, last), True
         else:
@@ -239,12 +275,11 @@ def _plain_rows(con: duckdb.DuckDBPyConnection, batch: pa.RecordBatch) -> list[t
     return rows
 
 
-def _proofs(reader: pa.RecordBatchReader) -> Iterator[tuple[list[str], bytes, list[tuple[Any, ...]] | None]]:
+def _proofs(reader: pa.RecordBatchReader, previous: bytes) -> Iterator[tuple[list[str], bytes, list[tuple[Any, ...]] | None]]:
     """For each batch that continues the chain its events as JSON and the last hash; for another also its rows of `PLAIN`."""
     import duckdb
     import pyarrow as pa
 
-    previous = GENESIS
     with duckdb.connect() as con:
         for batch in reader:
             if not batch.num_rows:

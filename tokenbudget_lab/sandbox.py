@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from .desk import Desk
+from .desk import Source
 from .errors import LedgerUnavailable, QueryRefused
 from .rows import COLUMNS, INSTANTS, TEXT, USD
 
@@ -55,7 +55,7 @@ _TYPES = {
 _FIRST_LINES = 6
 
 
-def run(desk: Desk, query: str, parameters: Mapping[str, Any] | None = None) -> pl.DataFrame:
+def run(desk: Source, query: str, parameters: Mapping[str, Any] | None = None) -> pl.DataFrame:
     """Answer one SELECT; Ctrl-C ends it.
 
     Args:
@@ -112,7 +112,7 @@ def _interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], pl.DataFra
     return results[0]
 
 
-def _answer(con: duckdb.DuckDBPyConnection, desk: Desk, query: str, given: dict[str, Any] | None) -> pl.DataFrame:
+def _answer(con: duckdb.DuckDBPyConnection, desk: Source, query: str, given: dict[str, Any] | None) -> pl.DataFrame:
     import duckdb
 
     con.execute("set TimeZone = 'UTC'")
@@ -230,7 +230,7 @@ def _needed(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | N
     return [name for name in COLUMNS if name in needed]
 
 
-def _load(con: duckdb.DuckDBPyConnection, desk: Desk, needed: Sequence[str]) -> None:
+def _load(con: duckdb.DuckDBPyConnection, desk: Source, needed: Sequence[str]) -> None:
     """Make `events` with these columns in it; the others are there, and fail when they are read."""
     import duckdb
 

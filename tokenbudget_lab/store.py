@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from .clock import Mark
+from .conditions import Condition
 from .errors import LedgerDamaged
 from .events import Event
 from .state import State
@@ -88,12 +89,13 @@ class Store(Protocol):
         """
         ...
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, for analysis.
 
         Args:
             columns: names out of `rows.COLUMNS`; all of them where `None`.
             upto: the last `seq` to read.
+            where: which of those; all of them where `None`.
         """
         ...
 

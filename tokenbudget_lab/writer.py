@@ -33,6 +33,7 @@ from .commands import (
     Record,
     Reserve,
 )
+from .conditions import Condition
 from .decide import Decisions
 from .desk import Bell, Box, Latch, Ticket, finish
 from .errors import (
@@ -169,10 +170,10 @@ class Writer:
         if self._gone:  # the thread ended in between
             self._turn_away()
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`."""
         self._check_open()
-        return self.store.arrow(columns, upto)
+        return self.store.arrow(columns, upto, where)
 
     def events(self, upto: int) -> Iterator[Event]:
         """The events up to a `seq`, in order."""

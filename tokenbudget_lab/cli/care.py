@@ -1,4 +1,4 @@
-"""`tokenbudget backup`, `recover`, `clock`: when something is to be kept, or has gone wrong."""
+"""`tokenbudget backup`, `export`, `recover`, `clock`: when something is to be kept, or has gone wrong."""
 
 # ruff: noqa: FBT002 - a flag on the command line is named where it is given
 
@@ -14,7 +14,20 @@ from tokenbudget_lab.connection import recover as recovered
 from tokenbudget_lab.errors import LedgerDamaged
 from tokenbudget_lab.render import escaped
 
-from .shell import REFUSED, Json, LedgerArgument, LedgerOption, aloud, chosen, complain, examples, existing, opened, print_json
+from .shell import (
+    REFUSED,
+    Embedded,
+    Json,
+    LedgerArgument,
+    LedgerOption,
+    aloud,
+    chosen,
+    complain,
+    examples,
+    existing,
+    opened,
+    print_json,
+)
 
 app = typer.Typer()
 clock = typer.Typer(name="clock", no_args_is_help=True, help="The machine's clock: say that it is right.")
@@ -43,6 +56,39 @@ def backup(
         print_json({"backup": str(made), "bytes": made.stat().st_size})
     else:
         typer.echo(escaped(f"copied to {made} ({made.stat().st_size:,} bytes)"))
+
+
+@app.command(
+    epilog=examples(
+        "tokenbudget export spend.duckdb spend-export",
+        "tokenbudget export --ledger spend.duckdb /shared/spend-export --json",
+    )
+)
+def export(
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="[LEDGER] FOLDER",
+            help="A new or empty folder, or an export of this ledger, behind the ledger if that is named.",
+        ),
+    ],
+    second: Annotated[str | None, typer.Argument(metavar="", hidden=True)] = None,
+    option: LedgerOption = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """Write the events to Parquet files, one folder per month; the next time only the newer ones.
+
+    What is written is read back and proved before it counts. DuckDB, Polars and Spark read FOLDER/**/*.parquet, and
+    tbl.read_export(FOLDER) has the ledger's frames.
+    """
+    ledger, folder = (None, first) if second is None else (first, second)
+    with opened(chosen(ledger, option), embedded=embedded) as book:
+        made = book.export(folder, progress=False if json else None)
+    if json:
+        print_json(made)
+    else:
+        typer.echo(escaped(str(made)))
 
 
 @app.command(

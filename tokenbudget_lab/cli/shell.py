@@ -22,6 +22,7 @@ from tokenbudget_lab import render
 from tokenbudget_lab.connection import Ledger, connect, default_path
 from tokenbudget_lab.errors import (
     BudgetDiffers,
+    ExportUnsound,
     InvalidValue,
     LedgerCorrupt,
     LedgerDamaged,
@@ -124,7 +125,7 @@ def code_of(error: TokenBudgetError) -> int:
     """The exit code for an error."""
     if isinstance(error, InvalidValue | QueryRefused):
         return BAD_INPUT
-    if isinstance(error, Refused | LedgerCorrupt):
+    if isinstance(error, Refused | LedgerCorrupt | ExportUnsound):
         return REFUSED
     return UNAVAILABLE if isinstance(error, LedgerUnavailable) else BAD_INPUT
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import marks, snapshots
 from ..clock import Mark
+from ..conditions import Condition, to_sql
 from ..desk import Latch, finish
 from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
@@ -532,15 +533,17 @@ class DuckDBStore:
         except OSError as error:
             raise StoreFailed(f"{self.place.clock} cannot be written ({error})") from error
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a cursor of its own."""
         chosen = COLUMNS if columns is None else [c for c in columns if c in COLUMNS]
-        return self._arrow("" if upto is None else f"where seq <= {int(upto)}", chosen)
+        asked, given = ("true", {}) if where is None else to_sql(where, COLUMNS)
+        return self._arrow(f"where {asked}" if upto is None else f"where seq <= {int(upto)} and {asked}", chosen, given)
 
-    def _arrow(self, where: str, columns: Sequence[str] = COLUMNS) -> Any:
+    def _arrow(self, where: str, columns: Sequence[str] = COLUMNS, given: dict[str, Any] | None = None) -> Any:
         names = ", ".join(map(_as_text, columns))
         with self._reading:
-            reader = self._con.cursor().sql(f"select {names} from events {where} order by seq").to_arrow_reader(_FETCH)  # noqa: S608 - names of our own
+            query = f"select {names} from events {where} order by seq"  # noqa: S608 - names of our own; values are parameters
+            reader = self._con.cursor().sql(query, params=given or None).to_arrow_reader(_FETCH)
         rows = Rows(reader, self.where)
         self._rows.add(rows)
         return rows.reader()

@@ -7,9 +7,10 @@ from itertools import islice
 from typing import Any
 
 from ..clock import Mark
+from ..conditions import Condition
 from ..errors import InvalidValue, LedgerDamaged
 from ..events import Event
-from ..rows import to_arrow
+from ..rows import COLUMNS, only, to_arrow
 from ..state import State
 from ..store import Loss
 
@@ -66,9 +67,11 @@ class MemoryStore:
         """Keep this about the machine's clock."""
         self._clock = mark
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
         """The events as a `pyarrow.RecordBatchReader`."""
-        return to_arrow(self._events[:upto], columns)
+        if where is None:
+            return to_arrow(self._events[:upto], columns)
+        return only(to_arrow(self._events[:upto]), COLUMNS if columns is None else columns, where)
 
     def tend(self, state: State) -> None:
         """Memory needs no care."""
