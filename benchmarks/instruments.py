@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -24,11 +25,16 @@ from rich.console import Console
 from rich.table import Table
 
 import tokenbudget_lab as tbl
+from tokenbudget_lab.place import place_of
 
 MODEL = "claude-haiku-5-5"
 ASK: Any = {"model": MODEL, "max_tokens": 64, "messages": [{"role": "user", "content": "What is a budget? " * 10}]}
 LATENCY_S, LONG_S = 0.02, 1.0
-ROUNDS, ALONE, TOGETHER, CALLS = 5, 30, 200, 1_000
+ROUNDS, ALONE, TOGETHER, CALLS, MANY = 5, 30, 200, 1_000, 50_000
+REPLY = {
+    "id": "msg_1", "type": "message", "role": "assistant", "model": MODEL, "content": [{"type": "text", "text": "Money."}],
+    "stop_reason": "end_turn", "stop_sequence": None, "usage": {"input_tokens": 60, "output_tokens": 3},
+}  # fmt: skip
 
 
 def main() -> None:
@@ -46,6 +52,32 @@ def main() -> None:
             table.add_row(f"1 s, async, {TOGETHER} at once, latency", *_compared(*latencies))
             table.add_row(f"1 s, async, {TOGETHER} at once, {3 * TOGETHER} calls in", *_compared(*rounds))
     console.print(table)
+    for line in _memory():
+        console.print(line)
+
+
+def _memory() -> Iterator[str]:
+    """How large this process and the keeper are while one client makes fifty thousand calls, which are answered at once."""
+
+    def answered(request: httpx2.Request) -> httpx2.Response:  # noqa: ARG001 - always the same
+        return httpx2.Response(200, json=REPLY)
+
+    with tempfile.TemporaryDirectory() as folder, tbl.connect(path := Path(folder) / "spend.duckdb") as ledger:
+        http = anthropic.DefaultHttpxClient(transport=httpx2.MockTransport(answered))
+        with anthropic.Anthropic(api_key="none", http_client=http) as plain:
+            client = tbl.instrument(plain, ledger.budget("bench", usd=1_000_000))
+            for calls in range(1, MANY + 1):
+                client.messages.create(**ASK)
+                if calls % (MANY // 5) == 0:
+                    keeper = resident_mb(place_of(path).read_owner()["pid"])
+                    yield f"after {calls:,} calls: {resident_mb(os.getpid()):.0f} MB here, {keeper:.0f} MB in the keeper"
+
+
+def resident_mb(pid: int) -> float:
+    """What a process has in memory."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 @contextlib.contextmanager
