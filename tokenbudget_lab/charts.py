@@ -73,7 +73,7 @@ def spend_over_time(
         return nothing(data, title)
     sums = _totals(data, "calls", "cost_usd", "estimated_usd", "unknown_usd", "unpriced_calls")
     notes = [f"{usd(sums['cost_usd'])} in {counted(sums['calls'])}", *doubts(sums)]
-    return chart(bars(data, per, tz), data, title, notes)
+    return chart(bars(data, every, per, tz), data, title, notes)
 
 
 def burn_down(
@@ -114,7 +114,8 @@ def burn_down(
     drawing()
     said = span(since, until, month, tz)
     if limit_usd is not None:
-        against = _Against("the limit", usd_of(pico_of("limit_usd", limit_usd)), *said, tz or "UTC")
+        now = source.balance.at if isinstance(source, Budget) else None
+        against = _Against("the limit", usd_of(pico_of("limit_usd", limit_usd)), *said, tz or "UTC", now=now)
     elif isinstance(source, Budget):
         against = _own(source, said, tz)
     else:

@@ -22,13 +22,14 @@ from .render import COMMITTED, OVER
 TALL = 340  # pixels, of a chart with points
 ROW = 34  # pixels of a label's row
 _DIGIT = (11, 14)  # pixels that a series' number takes: wide, high
-_TICKS = 8
+_TICKS, _MOST_TICKS = 8, 100_000  # drawn, and looked at
 _DAY, _YEAR = 86_400_000, 366 * 86_400_000  # milliseconds
+_MEDIAN = "#E69F00"  # on the blue of a box, and beyond it
 _UNITS = {"usd": "USD", "s": "seconds", "tokens": "tokens"}
 _LINES = ("left", "even pace")
 
 
-def bars(data: pl.DataFrame, per: str, tz: str | None) -> list[Any]:
+def bars(data: pl.DataFrame, every: str, per: str, tz: str | None) -> list[Any]:
     """Spend per period, a series upon the other."""
     alt, local = drawing(), tz or "UTC"
     series = data.unique("series").sort("series")
@@ -53,12 +54,10 @@ def bars(data: pl.DataFrame, per: str, tz: str | None) -> list[Any]:
                 "high": row["below_usd"] + row["cost_usd"],
             }
         )
-    starts = data["period"].unique().sort()
-    chosen = data.select(_wall("period", local).unique().sort()).to_series().gather_every(-(-starts.len() // _TICKS)).to_list()
     middle = (data.select((_wall("until", local) - _wall("period", local)).min()).item()) / (last - first) * WIDTH / 2
     time = {
         "scale": alt.Scale(type="utc", domain=[first, last], nice=False),
-        "axis": _time_axis(last - first, local, values=chosen, labelOffset=middle, tickOffset=middle),
+        "axis": _time_axis(last - first, local, values=_ticks(data, every, local), tickOffset=middle),
     }
     ink = alt.Color(
         "series:N",
@@ -72,6 +71,15 @@ def bars(data: pl.DataFrame, per: str, tz: str | None) -> list[Any]:
     )
     numbers = base.transform_calculate(at="(datum.low + datum.high) / 2").mark_text(color="white", fontWeight="bold")
     return [blocks, numbers.encode(x=alt.X("middle:T", **time), y="at:Q", text="number:N")] if several else [blocks]
+
+
+def _ticks(data: pl.DataFrame, every: str, local: str) -> list[int]:
+    """Beginnings of periods, as far apart from each other as the eye expects."""
+    first, last = data["period"].min(), data["period"].max()
+    length: Any = (data["until"] - data["period"]).min()
+    many = (last - first) / length > _MOST_TICKS  # type: ignore[operator] # a Series of instants has an instant as its least
+    begun = data["period"].unique().sort() if many else pl.datetime_range(first, last, every, eager=True)  # type: ignore[arg-type] # as above
+    return begun.to_frame("period").select(_wall("period", local)).to_series().gather_every(-(-begun.len() // _TICKS)).to_list()
 
 
 def _numbered(series: pl.DataFrame, *, several: bool) -> list[str]:
@@ -102,10 +110,9 @@ def steps(frame: pl.DataFrame, limit: Decimal, end: datetime | None, tz: str | N
         scale=alt.Scale(type="utc", domain=[first, last], nice=False),
         axis=_time_axis(last - first, local, tickCount=_TICKS),
     )
-    low = min(0.0, walls["left"].min())  # type: ignore[type-var] # numbers
-    money = alt.Y(
-        "left:Q", title="USD left", scale=alt.Scale(domain=[low, float(limit) or 1.0], nice=True), axis=alt.Axis(tickCount=6)
-    )
+    high, low = float(limit) or 1.0, min(row["over"] for row in line)
+    ends = [low - (high - low) * 0.09 if low < 0 else 0.0, high]  # below what is over the limit there is room to say so
+    money = alt.Y("left:Q", title="USD left", scale=alt.Scale(domain=ends, nice=True), axis=alt.Axis(tickCount=6))
     lines = [*_LINES] if pace else [_LINES[0]]
     ink = alt.Color(
         "line:N", scale=alt.Scale(domain=lines, range=[COMMITTED, INK]), legend=alt.Legend(title=None) if pace else None
@@ -114,14 +121,16 @@ def steps(frame: pl.DataFrame, limit: Decimal, end: datetime | None, tz: str | N
     zero = alt.Chart(rows([{"left": 0}])).mark_rule(color=INK).encode(y=money)
     layers = [zero]
     if low < 0:
-        area = alt.Chart(rows(line)).mark_area(interpolate="step-after", color=OVER, opacity=0.75)
+        area = alt.Chart(rows(line)).mark_area(interpolate="step-after", color=OVER, opacity=0.6)
         layers.append(area.encode(x=time, y=alt.Y("over:Q"), y2=alt.datum(0)))
-        word = alt.Chart(rows([{"at": last, "left": low, "text": "over the limit"}]))
+        word = alt.Chart(rows([{"at": line[-1]["at"], "left": low, "text": "over the limit"}]))
         layers.append(
-            word.mark_text(align="right", dy=-6, dx=-4, color=OVER, fontWeight="bold").encode(x=time, y=money, text="text:N")
+            word.mark_text(align="right", dy=12, dx=4, color=OVER, fontWeight="bold").encode(x=time, y=money, text="text:N")
         )
     if pace:
         layers.append(alt.Chart(rows(pace)).mark_line(strokeWidth=2).encode(x=time, y=money, color=ink, strokeDash=dash))
+    end_ink = OVER if line[-1]["over"] < 0 else COMMITTED
+    layers.append(alt.Chart(rows(line[-1:])).mark_circle(color=end_ink, size=70, opacity=1).encode(x=time, y=money))
     stairs = alt.Chart(rows(line)).mark_line(interpolate="step-after", strokeWidth=2.5)
     return [*layers, stairs.encode(x=time, y=money, color=ink, strokeDash=dash, tooltip=["at:T", "left:Q"])]
 
@@ -145,10 +154,15 @@ def points(data: pl.DataFrame, x: str, y: str, label: str | None) -> tuple[list[
         )
         for n in order
     ]
-    found = dict(zip(order, places(pixels, [names[n] for n in order], WIDTH, TALL), strict=True))
+    joined = sorted(pixel for pixel, n in zip(pixels, order, strict=True) if best[n])
+    found = dict(zip(order, places(pixels, [names[n] for n in order], WIDTH, TALL, joined), strict=True))
     drawn = [{"x": xs[n], "y": ys[n], "name": names[n], "kind": "frontier" if best[n] else "beaten"} for n in order]
-    across = alt.X("x:Q", title=axis_title(x), scale=alt.Scale(domain=domains[0], nice=False, zero=False))
-    up = alt.Y("y:Q", title=axis_title(y), scale=alt.Scale(domain=domains[1], nice=False, zero=False))
+    across = alt.X(
+        "x:Q", title=axis_title(x), scale=alt.Scale(domain=domains[0], nice=False, zero=False), axis=alt.Axis(tickCount=6)
+    )
+    up = alt.Y(
+        "y:Q", title=axis_title(y), scale=alt.Scale(domain=domains[1], nice=False, zero=False), axis=alt.Axis(tickCount=6)
+    )
     frontier = alt.Chart(rows([row for row in drawn if row["kind"] == "frontier"]))
     layers = [frontier.mark_line(color=COMMITTED, strokeDash=[5, 3], strokeWidth=1.5).encode(x=across, y=up, order="x:Q")]
     for kind, filled, ink, size in (("beaten", False, INK, 55), ("frontier", True, COMMITTED, 90)):
@@ -181,16 +195,15 @@ def strips(data: pl.DataFrame) -> list[Any]:
         {**{name: row[name] for name in QUANTILES}, "name": name, "median": f"{row['median_s']:,.3g} s"}
         for row, name in zip(data.iter_rows(named=True), _rows_named(data), strict=True)
     ]
+    most = max(row["p95_s"] for row in drawn) or 1.0
     base = alt.Chart(rows(drawn))
     names = alt.Y("name:N", sort=[row["name"] for row in drawn], title=None, axis=alt.Axis(ticks=False, domain=False))
-    low = alt.X("p05_s:Q", title="seconds", scale=alt.Scale(zero=True, nice=True))
+    low = alt.X("p05_s:Q", title="seconds", scale=alt.Scale(domain=[0, most * 1.12], nice=False), axis=_plain_axis())
     tips = ["name:N", *(f"{name}:Q" for name in QUANTILES)]
     return [
         base.mark_rule(color=COMMITTED, strokeWidth=1.5).encode(y=names, x=low, x2="p95_s:Q"),
-        base.mark_bar(color=COMMITTED, size=14, opacity=0.55, stroke=COMMITTED).encode(
-            y=names, x="p25_s:Q", x2="p75_s:Q", tooltip=tips
-        ),
-        base.mark_tick(color=OVER, thickness=3, size=20).encode(y=names, x="median_s:Q"),
+        base.mark_bar(color=COMMITTED, size=14, opacity=1).encode(y=names, x="p25_s:Q", x2="p75_s:Q", tooltip=tips),
+        base.mark_tick(color=_MEDIAN, thickness=3, size=22, opacity=1).encode(y=names, x="median_s:Q"),
         base.mark_text(align="left", dx=8).encode(y=names, x="p95_s:Q", text="median:N"),
     ]
 
@@ -200,7 +213,7 @@ def bullets(data: pl.DataFrame) -> list[Any]:
     alt = drawing()
     drawn = []
     for row, name in zip(data.iter_rows(named=True), _rows_named(data), strict=True):
-        share = f" ({row['used_usd'] / row['held_usd']:.0%})" if row["held_usd"] else ""
+        share = f" ({row['used_usd'] / row['held_usd']:.0%})".replace("%", " %") if row["held_usd"] else ""
         text = f"{usd(row['used_usd'])} of {usd(row['held_usd'])}{share}"
         end = max(row["held_usd"], row["used_usd"])
         drawn.append({"name": name, "held": row["held_usd"], "used": row["used_usd"], "end": end, "text": text})
@@ -211,7 +224,9 @@ def bullets(data: pl.DataFrame) -> list[Any]:
     held = base.mark_bar(size=20, filled=False, stroke=INK, strokeWidth=1.5)
     return [
         held.encode(
-            y=names, x=alt.X("held:Q", title="USD held (outline) and used (filled)", scale=across), tooltip=["name:N", "text:N"]
+            y=names,
+            x=alt.X("held:Q", title="USD held (outline) and used (filled)", scale=across, axis=_plain_axis()),
+            tooltip=["name:N", "text:N"],
         ),
         base.mark_bar(size=11, color=COMMITTED).encode(y=names, x="used:Q"),
         base.mark_text(align="left", dx=6).encode(y=names, x="end:Q", text="text:N"),
@@ -246,10 +261,15 @@ def axis_title(name: str, *, unit: bool = True) -> str:
     return short(what.replace("_", " ")) + (f" ({_UNITS[ending]})" if unit else "")
 
 
+def _plain_axis() -> Any:
+    """For rows: their figures stand beside them, so lines across would only cross these out."""
+    return drawing().Axis(tickCount=6, grid=False)
+
+
 def _time_axis(span_ms: float, local: str, **more: Any) -> Any:
     """Hours within two days, days within a year, months beyond."""
-    form = "%d %b %H:%M" if span_ms <= 2 * _DAY else "%d %b" if span_ms <= _YEAR else "%b %Y"
-    return drawing().Axis(title=local, format=form, formatType="utc", grid=False, labelOverlap=True, **more)
+    form = "%-d %b %H:%M" if span_ms <= 2 * _DAY else "%-d %b" if span_ms <= _YEAR else "%b %Y"
+    return drawing().Axis(title=local, format=form, grid=False, labelOverlap=True, **more)
 
 
 def _wall(name: str, local: str) -> pl.Expr:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 WIDTH, HEIGHT = 560, 260
-INK = "#767676"  # as far from white as from the dark pages of notebooks
+INK = "#7A7A7A"  # as far from white as from the dark pages of notebooks
 FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
 # Told apart by whoever does not see red or green, three to one against white and against black; the last is for the rest.
 SERIES = (COMMITTED, HELD, "#009E73", "#C2649A", OVER, "#8064A2", "#4A8DB7", "#8A8A8A")
@@ -49,7 +49,7 @@ class Chart:
         altair: the chart of Altair, for whoever wants to change it.
         data: what is drawn, as a Polars frame, with money as `Decimal`.
         title: its first line.
-        notes: the lines under it: sums, and what is estimated, unknown, left out.
+        notes: what stands under it: sums, and what is estimated, unknown, left out.
     """
 
     altair: Any
@@ -167,7 +167,8 @@ def counted(number: int, what: str = "call") -> str:
 
 def doubts(sums: Mapping[str, Any]) -> list[str]:
     """What has to be said beside an amount of money: how much of it is not measured, and what is not in it."""
-    said = [f"{usd(sums[f'{basis}_usd'])} of it {basis}" for basis in ("estimated", "unknown") if sums.get(f"{basis}_usd")]
+    parts = [f"{usd(sums[f'{basis}_usd'])} {basis}" for basis in ("estimated", "unknown") if sums.get(f"{basis}_usd")]
+    said = [f"of it {' and '.join(parts)}"] if parts else []
     if sums.get("unpriced_calls"):
         said.append(f"{counted(sums['unpriced_calls'])} without a price, not in it")
     return said
@@ -179,20 +180,31 @@ def doubts(sums: Mapping[str, Any]) -> list[str]:
 def chart(layers: Sequence[Any], data: pl.DataFrame, title: str, notes: Iterable[str], height: float = HEIGHT) -> Chart:
     """Layers of marks as one chart, in the colours that are read on light and dark pages."""
     alt = drawing()
-    lines = [*textwrap.wrap(" · ".join(notes), _LINE)]
-    heading = alt.TitleParams(text=title, subtitle=lines, anchor="start", frame="group", offset=12)
+    said = tuple(notes)
+    heading = alt.TitleParams(text=title, subtitle=_lines(said), anchor="start", frame="group", offset=12)
     made = alt.layer(*layers).properties(width=WIDTH, height=height, title=heading, background="transparent")
     axis = {"labelColor": INK, "titleColor": INK, "tickColor": INK, "domainColor": INK, "gridColor": INK, "gridOpacity": 0.25}
     letters = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
     styled = (
         made.configure_view(stroke=None)
-        .configure_axis(**axis, **letters, labelLimit=240)
+        .configure_axis(**axis, **letters, labelLimit=300, labelFlush=False)
         .configure_legend(labelColor=INK, titleColor=INK, **letters, labelLimit=230, symbolSize=120, symbolOpacity=1)
         .configure_title(color=INK, subtitleColor=INK, font=FONT, subtitleFont=FONT, fontSize=14, subtitleFontSize=11)
         .configure_text(color=INK, font=FONT, fontSize=11)
         .configure_point(opacity=1)
     )
-    return Chart(styled, data, title, tuple(lines))
+    return Chart(styled, data, title, said)
+
+
+def _lines(notes: Sequence[str]) -> list[str]:
+    """Notes in as few lines as hold them; none is broken unless it is longer than a line."""
+    found: list[str] = []
+    for note in notes:
+        if found and len(found[-1]) + len(note) + 3 <= _LINE:
+            found[-1] += f" · {note}"
+        else:
+            found += textwrap.wrap(note, _LINE)
+    return found
 
 
 def nothing(data: pl.DataFrame, title: str, what: str = "no calls", notes: Sequence[str] = ()) -> Chart:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 _CHARACTER, _LINE = 6.6, 13.0  # pixels of a label's letters, which are 11 high: wider than most, so that estimates are safe
 _WIDE = 11.0  # of a letter that takes two cells
-_RADIUS = 7.0  # of a point, with room around it
+_RADIUS, _APART = 7.0, 9.0  # of a point; and how far other points' names keep from it
+_STEP = 4.0  # between the boxes along a line
 _LATIN = 0x2E80  # scripts from here on are written in wide letters
 
 
@@ -22,31 +24,52 @@ class Place(NamedTuple):
 Box = tuple[float, float, float, float]
 
 
-def places(points: Sequence[tuple[float, float]], names: Sequence[str], width: float, height: float) -> list[Place | None]:
+def places(
+    points: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    width: float,
+    height: float,
+    line: Sequence[tuple[float, float]] = (),
+) -> list[Place | None]:
     """Beside each point, above or below it: wherever its name is first free; `None` where there is no room.
 
     Args:
         points: in pixels, from the top left; those that come first choose first.
         names: as they are drawn.
         width, height: of the picture.
+        line: the corners of a line that is crossed only where there is no other room.
 
     Examples:
         >>> places([(50, 50), (50, 52)], ["a", "b"], 100, 100)
         [Place(dx=9.0, dy=0.0, align='left'), Place(dx=-9.0, dy=0.0, align='right')]
     """
-    taken: list[Box] = [(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in points]
+    taken: list[Box] = [(x - _APART, y - _APART, x + _APART, y + _APART) for x, y in points]
+    crossed = _along(line)
     found: list[Place | None] = []
     for n, ((x, y), name) in enumerate(zip(points, names, strict=True)):
         long = sum(_WIDE if ord(c) >= _LATIN else _CHARACTER for c in name)
         others = [box for at, box in enumerate(taken) if at != n]
-        chosen = None
-        for place, box in _candidates(x, y, long):
-            inside = box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
-            if inside and not any(_overlap(box, other) for other in others):
-                chosen = place
-                taken.append(box)
-                break
-        found.append(chosen)
+        free = [
+            (place, box)
+            for place, box in _candidates(x, y, long)
+            if box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
+            if not any(_overlap(box, other) for other in others)
+        ]
+        clear = [one for one in free if not any(_overlap(one[1], other) for other in crossed)]
+        place, box = next(iter((*clear, *free)), (None, None))
+        found.append(place)
+        taken += [] if box is None else [box]
+    return found
+
+
+def _along(line: Sequence[tuple[float, float]]) -> list[Box]:
+    """Small boxes along a line."""
+    found = []
+    for (x, y), (to_x, to_y) in pairwise(line):
+        parts = int(max(abs(to_x - x), abs(to_y - y)) / _STEP) + 1
+        for n in range(parts + 1):
+            at_x, at_y = x + (to_x - x) * n / parts, y + (to_y - y) * n / parts
+            found.append((at_x - 1, at_y - 1, at_x + 1, at_y + 1))
     return found
 
 

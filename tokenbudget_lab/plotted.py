@@ -47,7 +47,7 @@ def split(frame: pl.DataFrame, names: Sequence[str], weight: pl.Expr, most: int)
         [(3, 'other'), (1, 'b'), (1, 'b'), (2, None)]
     """
     if not names:
-        return Split(frame.with_columns(pl.lit(1).alias("series"), pl.lit("all calls").alias("label")), 1)
+        return Split(frame.with_columns(pl.lit(1).alias("series"), pl.lit("all").alias("label")), 1)
     groups = frame.group_by(names).agg(weight.alias("weight"))
     largest = groups.sort(["weight", *names], descending=[True, *[False] * len(names)], nulls_last=True).head(most)
     told = pl.Series("label", [_label(row) for row in largest.select(names).rows()], pl.String)
@@ -144,11 +144,11 @@ def course(calls: pl.LazyFrame, limit: Decimal, start: datetime | None, until: d
     width = max((((shown["spent_at"].max() or first) - first) / MOST_STEPS).total_seconds() * 1e6, 1)  # type: ignore[operator, union-attr] # a Series of instants has an instant as its largest
     step = ((pl.col("spent_at") - first).dt.total_microseconds() / width).floor().alias("step")
     steps = shown.group_by(step).agg(pl.col("spent_at").max().alias("at"), pl.col("cost_usd").sum()).sort("at").drop("step")
-    ends = [moment for moment in (now, until) if moment is not None]
     parts = [pl.DataFrame({"at": [first], "cost_usd": [before]}), steps]
     last = steps["at"].max() if steps.height else first
-    if ends and min(ends) > last:  # type: ignore[operator] # as above
-        parts.append(pl.DataFrame({"at": [min(ends)], "cost_usd": [Decimal(0)]}))
+    seen = now if now is None or until is None else min(now, until)
+    if seen is not None and seen > last:  # type: ignore[operator] # as above
+        parts.append(pl.DataFrame({"at": [seen], "cost_usd": [Decimal(0)]}))
     exact = [part.select(pl.col("at").cast(pl.Datetime("us", "UTC")), pl.col("cost_usd").cast(USD)) for part in parts]
     left = (pl.lit(limit).cast(USD) - pl.col("cost_usd").cum_sum()).cast(USD)
     return Course(pl.concat(exact).with_columns(left.alias("left_usd")), _sums(kept))
