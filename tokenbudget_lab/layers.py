@@ -37,7 +37,7 @@ def bars(data: pl.DataFrame, every: str, per: str, tz: str | None) -> list[Any]:
     names = dict(zip(series["series"].to_list(), _numbered(series, several=several), strict=True))
     shown = data.filter(pl.col("cost_usd") > 0).with_columns(_wall("period", local), _wall("until", local))
     first, last = (_wall_of(data, name, local, most=most) for name, most in (("period", False), ("until", True)))
-    top = float((data["below_usd"] + data["cost_usd"]).max() or 1) or 1.0  # type: ignore[operator, arg-type] # of decimals
+    top = float((data["below_usd"] + data["cost_usd"]).max() or 1) or 1.0  # type: ignore[arg-type] # of decimals
     drawn = []
     for row in shown.iter_rows(named=True):
         inset = (row["until"] - row["period"]) * 0.06
@@ -57,7 +57,7 @@ def bars(data: pl.DataFrame, every: str, per: str, tz: str | None) -> list[Any]:
     middle = (data.select((_wall("until", local) - _wall("period", local)).min()).item()) / (last - first) * WIDTH / 2
     time = {
         "scale": alt.Scale(type="utc", domain=[first, last], nice=False),
-        "axis": _time_axis(last - first, local, values=_ticks(data, every, local), tickOffset=middle),
+        "axis": _time_axis(last - first, local, hours=every[-1] in "smh", values=_ticks(data, every, local), tickOffset=middle),
     }
     ink = alt.Color(
         "series:N",
@@ -75,11 +75,14 @@ def bars(data: pl.DataFrame, every: str, per: str, tz: str | None) -> list[Any]:
 
 def _ticks(data: pl.DataFrame, every: str, local: str) -> list[int]:
     """Beginnings of periods, as far apart from each other as the eye expects."""
-    first, last = data["period"].min(), data["period"].max()
+    begun = data.select(_wall("period", local)).to_series().unique().sort()
     length: Any = (data["until"] - data["period"]).min()
-    many = (last - first) / length > _MOST_TICKS  # type: ignore[operator] # a Series of instants has an instant as its least
-    begun = data["period"].unique().sort() if many else pl.datetime_range(first, last, every, eager=True)  # type: ignore[arg-type] # as above
-    return begun.to_frame("period").select(_wall("period", local)).to_series().gather_every(-(-begun.len() // _TICKS)).to_list()
+    first: Any = data["period"].min()
+    last: Any = data["period"].max()
+    if (last - first) / length < _MOST_TICKS:
+        whole = pl.select(pl.datetime_range(pl.lit(first), pl.lit(last), every).alias("period"))
+        begun = whole.select(_wall("period", local)).to_series()
+    return begun.gather_every(-(-begun.len() // _TICKS)).to_list()
 
 
 def _numbered(series: pl.DataFrame, *, several: bool) -> list[str]:
@@ -99,7 +102,7 @@ def steps(frame: pl.DataFrame, limit: Decimal, end: datetime | None, tz: str | N
     alt, local = drawing(), tz or "UTC"
     walls = frame.select(_wall("at", local), pl.col("left_usd").cast(pl.Float64).alias("left"))
     line = [{"at": at, "left": left, "over": min(left, 0.0), "line": _LINES[0]} for at, left in walls.rows()]
-    first, last = walls["at"][0], max(walls["at"].max(), walls["at"][0] + 1)  # type: ignore[type-var] # numbers
+    first, last = walls["at"][0], max(walls["at"].max(), walls["at"][0] + 1)
     pace = []
     if end is not None:
         goal = pl.DataFrame({"end": [end]}).select(_wall("end", local)).item()
@@ -125,7 +128,13 @@ def steps(frame: pl.DataFrame, limit: Decimal, end: datetime | None, tz: str | N
         layers.append(area.encode(x=time, y=alt.Y("over:Q"), y2=alt.datum(0)))
         word = alt.Chart(rows([{"at": line[-1]["at"], "left": low, "text": "over the limit"}]))
         layers.append(
-            word.mark_text(align="right", dy=12, dx=4, color=OVER, fontWeight="bold").encode(x=time, y=money, text="text:N")
+            word.mark_text(
+                align="right" if line[-1]["at"] - first > (last - first) / 4 else "left",
+                dy=12,
+                dx=4,
+                color=OVER,
+                fontWeight="bold",
+            ).encode(x=time, y=money, text="text:N")
         )
     if pace:
         layers.append(alt.Chart(rows(pace)).mark_line(strokeWidth=2).encode(x=time, y=money, color=ink, strokeDash=dash))
@@ -266,9 +275,9 @@ def _plain_axis() -> Any:
     return drawing().Axis(tickCount=6, grid=False)
 
 
-def _time_axis(span_ms: float, local: str, **more: Any) -> Any:
-    """Hours within two days, days within a year, months beyond."""
-    form = "%-d %b %H:%M" if span_ms <= 2 * _DAY else "%-d %b" if span_ms <= _YEAR else "%b %Y"
+def _time_axis(span_ms: float, local: str, *, hours: bool = True, **more: Any) -> Any:
+    """Hours within two days, where something has them; days within a year, months beyond."""
+    form = "%-d %b %H:%M" if hours and span_ms <= 2 * _DAY else "%-d %b" if span_ms <= _YEAR else "%b %Y"
     return drawing().Axis(title=local, format=form, grid=False, labelOverlap=True, **more)
 
 
