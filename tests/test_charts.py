@@ -313,6 +313,13 @@ def test_hostile_labels_are_text(ledger: tbl.Ledger) -> None:
     assert {"1 · <script>alert(1)</script>", "2 · (none)", "3 · שלום עולם", "5 · $x$"} <= {*shown}
 
 
+@pytest.mark.parametrize("name", ["label", "series", "weight", "until", "key 0"])
+def test_a_label_may_be_called_as_a_column_of_the_chart(study: tbl.Budget, name: str) -> None:
+    calls = sources.calls_of(study).with_columns(tbl.tag("arm").alias(name))
+    assert charts.latency(calls, by=name).data.equals(charts.latency(study, by="arm").data)
+    assert charts.spend_over_time(calls, by=name).data.equals(charts.spend_over_time(study, by="arm").data)
+
+
 def test_labels_that_look_the_same_stay_apart(study: tbl.Budget) -> None:
     """Two labels that differ beyond what is shown, and one that is called as the null is."""
     calls = sources.calls_of(study).collect().with_columns(arm=pl.Series(["x" * 99 + "1", "x" * 99 + "2", "(none)", None] * 3))

@@ -60,9 +60,11 @@ class Chart:
     @property
     def svg(self) -> str:
         """The picture as SVG; transparent, and without references to anything outside."""
-        version = ".".join(drawing().SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+        drawing()
         import vl_convert
 
+        # Of Vega-Lite it is the newest that vl-convert has: what Altair 6 writes is valid in all of version 6.
+        version = vl_convert.get_vegalite_versions()[-1]
         drawn: str = vl_convert.vegalite_to_svg(self.altair.to_dict(), vl_version=version, allowed_base_urls=[])
         said = escape(". ".join((self.title, *self.notes)))
         return drawn.replace("<svg ", f'<svg role="img" aria-label="{said}" ', 1)

@@ -48,6 +48,8 @@ def split(frame: pl.DataFrame, names: Sequence[str], weight: pl.Expr, most: int)
     """
     if not names:
         return Split(frame.with_columns(pl.lit(1).alias("series"), pl.lit("all").alias("label")), 1)
+    keys = [f"key {n}" for n in range(len(names))]  # a label may be called as a column of ours is
+    frame, names = frame.rename(dict(zip(names, keys, strict=True))), keys
     groups = frame.group_by(names).agg(weight.alias("weight"))
     largest = groups.sort(["weight", *names], descending=[True, *[False] * len(names)], nulls_last=True).head(most)
     told = pl.Series("label", [_label(row) for row in largest.select(names).rows()], pl.String)
