@@ -81,6 +81,7 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.ClockJumped("/spend.duckdb", -400.0), ["back by 400 s"]),
     (errors.ExportUnsound("/exports/lab", "a file is missing"), ["/exports/lab", "a file is missing", "another folder"]),
     (errors.QueryRefused("no SELECT"), ["no SELECT"]),
+    (errors.ExtraMissing("charts", "altair"), ["charts need altair", 'pip install "tokenbudget_lab[charts]"']),
 ]
 names = [f"{type(error).__name__}-{n}" for n, (error, _) in enumerate(EXAMPLES)]
 

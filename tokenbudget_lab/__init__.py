@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import charts as charts
     from .balance import Balance as Balance
     from .choosing import counter_for as counter_for
     from .comparing import compare as compare
@@ -143,6 +144,7 @@ _ERRORS = (
     "EncodingMissing",
     "EndpointUnreachable",
     "ExportUnsound",
+    "ExtraMissing",
     "FileInUse",
     "IdConflict",
     "InvalidType",
@@ -174,10 +176,13 @@ _ERRORS = (
     "WouldDeadlock",
 )
 _HOMES |= dict.fromkeys(_ERRORS, "errors")
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - the names stand above
+_MODULES = ("charts",)  # used by their own names: tbl.charts.latency(…)
+__all__ = ["__version__", *sorted((*_HOMES, *_MODULES))]  # noqa: PLE0604 - the names stand above
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -187,4 +192,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_MODULES})

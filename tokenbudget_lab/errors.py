@@ -711,6 +711,22 @@ class QueryRefused(TokenBudgetError, ValueError):
         return f"query refused: {self.reason}"
 
 
+class ExtraMissing(TokenBudgetError, ImportError):
+    """An optional part of the package that was not installed.
+
+    Attributes:
+        extra: its name, as pip takes it.
+        packages: what it brings.
+    """
+
+    def __init__(self, extra: str, packages: str) -> None:
+        super().__init__(extra, packages)
+        self.extra, self.packages = extra, packages
+
+    def _text(self) -> str:
+        return f'{self.extra} need {self.packages}, which is not installed: pip install "tokenbudget_lab[{self.extra}]"'
+
+
 def shown(text: str) -> str:
     r"""A text as it can be shown: control, zero-width and right-to-left marks as escapes.
 
