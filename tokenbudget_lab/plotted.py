@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from .comparing import frontier
 from .errors import InvalidValue
 from .sources import By, labels, must_have
 from .spending import SUMS, USD, counted, spend
@@ -231,19 +231,5 @@ def conditions(table: pl.DataFrame, x: str, y: str) -> pl.DataFrame:
         >>> conditions(table, "usd", "score")["frontier"].to_list()
         [True, True, True, False]
     """
-    usable = table.filter(pl.col(x).cast(pl.Float64).is_finite() & pl.col(y).cast(pl.Float64).is_finite()).sort(
-        x, maintain_order=True
-    )
-    best = usable.group_by(x, maintain_order=True).agg(pl.col(y).max().alias("best"))["best"].to_list()
-    reached = dict(
-        zip(
-            usable[x].unique(maintain_order=True).to_list(),
-            zip(best, [None, *accumulate(best, max)], strict=False),
-            strict=True,
-        )
-    )
-    alone = [
-        value == reached[cost][0] and (reached[cost][1] is None or value > reached[cost][1])
-        for cost, value in usable.select(x, y).rows()
-    ]
-    return usable.with_columns(pl.Series("frontier", alone, pl.Boolean))
+    usable = table.filter(pl.col(x).cast(pl.Float64).is_finite() & pl.col(y).cast(pl.Float64).is_finite())
+    return frontier(usable.drop("frontier", strict=False), cost=x, score=y).rename({"on_frontier": "frontier"})
