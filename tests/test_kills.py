@@ -246,6 +246,6 @@ def test_killed_keepers_and_clients_lose_nothing_and_decide_nothing_twice(
         finally:
             crew.abandon()
     pace.says(str(figures))
-    assert statistics.median(figures.waited) < 10  # a machine may be busy with other tests
+    assert statistics.median(figures.waited) < 2
     if figures.rounds > ROUNDS:
         assert min(figures.hits[what] for what in ("copy", "checkpoint", "recovery")) > figures.rounds // 20
