@@ -35,11 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TOKENBUDGET_PRICES"] = "off"  # the prices of whoever runs the tests are none of theirs
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: a third of the time tests wait, for processes that start, or for a clock."""
-    return (os.cpu_count() or 1) + 1
-
-
 def pytest_report_header(config: pytest.Config) -> str:
     """How to have the same chances again."""
     return f"TOKENBUDGET_SEED={os.environ['TOKENBUDGET_SEED']}"
