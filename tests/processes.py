@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tokenbudget_lab.place import Place
 
@@ -29,3 +32,14 @@ def is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def said_before_killed(script: str, *arguments: Any) -> str:
+    """The first line that another process says, which is killed then."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline().strip()
+        process.kill()
+    return said

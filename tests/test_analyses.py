@@ -391,6 +391,16 @@ def test_the_cache_saved_what_the_catalogue_says(ledger: tbl.Ledger, clock: Cloc
     assert table["read"]["read_fraction"] == 0.8
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_cache_of_a_model_of_ones_own_saves_by_the_ledgers_prices(ledger: tbl.Ledger, *, whole: bool) -> None:
+    """900 of 1,000 tokens at $1 in place of $10 per million."""
+    ledger.set_price("local", input_usd_per_mtok=10, output_usd_per_mtok=10, cache_read_usd_per_mtok=1)
+    lab = ledger.budget("lab", limits=[])
+    lab.record(tbl.Usage(1_000, 0, cache_read_tokens=900), model="local").result()
+    row = tbl.cache_savings(ledger if whole else lab).row(0, named=True)
+    assert (row["calls"], row["saved_usd"], row["unpriced_calls"]) == (1, Decimal("0.0081"), 0)
+
+
 def test_counts_before_are_held_against_what_was_measured(ledger: tbl.Ledger) -> None:
     """Of calls whose input was counted: 20 % over, 10 % under."""
     lab = ledger.budget("lab", usd=5)

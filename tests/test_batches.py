@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
@@ -16,12 +14,12 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.conftest import Home, Log
+from tests.processes import said_before_killed
 from tests.provider import Answer, Provider, failed
 from tokenbudget_lab import link
 from tokenbudget_lab.place import place_of
 
 MODEL = "claude-haiku-5-5"
-ROOT = Path(__file__).parents[1]
 
 
 def requests(items: int, model: str = MODEL) -> list[Any]:
@@ -319,24 +317,14 @@ os.kill(os.getpid(), 9)
 """
 
 
-def child(path: Path, *arguments: Any) -> str:
-    """What another process says before it is killed."""
-    command = [sys.executable, "-c", CHILD, str(path), *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        said = process.stdout.readline().strip()
-        process.kill()
-    return said
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("items", [1_000, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_every_item_settles_once_though_processes_die(tmp_path: Path, provider: Provider, items: int) -> None:
     """One process sends the batch and is killed; one reads half of the results and is killed; then it is settled twice."""
     path = tmp_path / "spend.duckdb"
-    name = child(path, "create", items)
+    name = said_before_killed(CHILD, path, "create", items)
     assert name.startswith("msgbatch")
-    assert child(path, "read", name, items // 2) == "half"
+    assert said_before_killed(CHILD, path, "read", name, items // 2) == "half"
     with tbl.connect(path) as ledger, anthropic.Anthropic() as plain:
         (before,) = ledger.batches()
         assert before.name == name

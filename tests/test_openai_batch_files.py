@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests.conftest import Log
+from tests.processes import said_before_killed
 from tests.provider import Answer, Asked, Provider
 from tests.test_openai_batches import BODIES, CHAT, MODEL, billed, lines, posted, read, sent
 from tokenbudget_lab import link
@@ -24,7 +23,6 @@ from tokenbudget_lab.instruments.openai_batches import order_of
 from tokenbudget_lab.place import place_of
 
 STORE = "memory"
-ROOT = Path(__file__).parents[1]
 ASKED = "What is a budget?"
 GOOD = {"custom_id": "a", "method": "POST", "url": CHAT, "body": BODIES[CHAT]}
 
@@ -348,16 +346,6 @@ os.kill(os.getpid(), 9)
 """
 
 
-def child(path: Path, *arguments: Any) -> str:
-    """What another process says before it is killed."""
-    command = [sys.executable, "-c", CHILD, str(path), *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        said = process.stdout.readline().strip()
-        process.kill()
-    return said
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("items", [1_000, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_every_item_settles_once_though_processes_die(tmp_path: Path, provider: Provider, items: int) -> None:
@@ -367,9 +355,9 @@ def test_every_item_settles_once_though_processes_die(tmp_path: Path, provider: 
     """
     provider.reply = lambda asked: Answer(status=400) if (asked.custom_id or "").endswith("7") else None
     path, good = tmp_path / "spend.duckdb", items * 9 // 10
-    name = child(path, "create", items)
+    name = said_before_killed(CHILD, path, "create", items)
     assert name.startswith("batch")
-    assert child(path, "read", name, items // 2) == "half"
+    assert said_before_killed(CHILD, path, "read", name, items // 2) == "half"
     with tbl.connect(path) as ledger, openai.OpenAI() as plain:
         (before,) = ledger.batches()
         assert before.name == name

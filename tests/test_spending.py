@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
+from tokenbudget_lab import link
+from tokenbudget_lab.place import place_of
 from tokenbudget_lab.sources import calls_of, span
 from tokenbudget_lab.spending import SUMS
 
@@ -90,7 +93,25 @@ def test_ledgers_are_told_apart(ledger: tbl.Ledger) -> None:
         spent(other, a="2", b="4")
         both = tbl.spend([ledger, other], ["ledger"])
     assert both["cost_usd"].sum() == 7
-    assert tbl.spend([ledger, other.calls() if not other.closed else ledger]).item(0, "cost_usd") == 1
+
+
+def test_two_connections_to_one_file_are_one_ledger(tmp_path: Path) -> None:
+    """Whatever of it is in the list; ledgers in memory are each their own."""
+    path = tmp_path / "spend.duckdb"
+    try:
+        with tbl.connect(path) as one, tbl.connect(path) as two:
+            spent(one, a="1")
+            sources = ([one, two], [one.budget("lab"), two.budget("lab")], [one.budget("lab"), two])
+            assert [tbl.spend(source).item(0, "cost_usd") for source in sources] == [1, 1, 1]
+    finally:
+        link.stop(place_of(path))
+
+
+def test_an_export_says_what_its_ledger_says(ledger: tbl.Ledger, tmp_path: Path) -> None:
+    spent(ledger, a="1", b="2.5")
+    ledger.export(tmp_path / "export", progress=False)
+    export = tbl.read_export(tmp_path / "export")
+    assert tbl.spend(export, "arm", every="1d").equals(tbl.spend(ledger, "arm", every="1d"))
 
 
 @pytest.mark.parametrize("library", ["polars", "lazy", "pandas", "arrow"])
@@ -110,8 +131,8 @@ def test_a_column_that_a_frame_has_besides_is_a_label(ledger: tbl.Ledger) -> Non
     assert tbl.spend(frame, "group").select("group", "cost_usd").row(0) == ("mine", 3)
 
 
-def test_who_spent_is_a_label(ledger: tbl.Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A field of the origin; a tag of that name is not hidden by it in a frame of one's own."""
+def test_who_spent_is_a_label(ledger: tbl.Ledger) -> None:
+    """A field of the origin."""
     spent(ledger, a="1")
     assert tbl.spend(ledger, "user")["user"].null_count() == 0
     assert tbl.spend(ledger, ["host", "script"]).height == 1

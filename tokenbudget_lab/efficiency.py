@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from .repricing import reprice
+from .repricing import prices_of, reprice
 from .sources import By, Moment, Source, Where, calls_of, labels, must_have
 from .spending import USD, counted
 
@@ -153,7 +153,8 @@ def cache_savings(
     than plain input, so what is never read again saves less than nothing.
 
     Args:
-        source: a ledger, a budget, an export, a frame of calls, or a list of these; calls of a ledger are priced by its prices.
+        source: a ledger or a budget, whose calls are priced by the ledger's prices; an export, a frame of calls, or a list of
+            these, whose calls are priced by the catalogue and the user's own.
         by: labels to group by.
         since, until, month, tz, where: which calls, see `calls_of`.
 
@@ -178,8 +179,10 @@ def cache_savings(
     )
     keys = labels(calls, by, taken)
     rows = calls.with_columns(*(key.alias(f"_by {n}") for n, key in enumerate(keys))).collect()
-    as_it_was = reprice(rows).get_column("repriced_usd")
-    without = reprice(rows.with_columns(pl.lit(0, pl.Int64).alias(name) for name in _CACHE)).get_column("repriced_usd")
+    prices = prices_of(source)
+    as_it_was = reprice(rows, prices=prices).get_column("repriced_usd")
+    plain = rows.with_columns(pl.lit(0, pl.Int64).alias(name) for name in _CACHE)
+    without = reprice(plain, prices=prices).get_column("repriced_usd")
     rows = rows.with_columns(as_it_was.alias("_with"), without.alias("_without"))
     known = pl.col("_with").is_not_null() & pl.col("_without").is_not_null()
     sums = [

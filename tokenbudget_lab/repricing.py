@@ -93,6 +93,12 @@ def reprice(
     return frame.with_columns(added)
 
 
+def prices_of(source: Any) -> Prices | None:
+    """The prices that a ledger has, or a budget's ledger; `None` of anything else."""
+    ledger = source.ledger if isinstance(source, Budget) else source
+    return ledger.prices if isinstance(ledger, Ledger) else None
+
+
 def _frame(calls: Any) -> tuple[pl.DataFrame, Prices | None]:
     if isinstance(calls, Ledger):
         return calls.calls().collect(), calls.prices

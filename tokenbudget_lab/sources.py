@@ -56,7 +56,8 @@ def calls_of(
 
     Args:
         source: a ledger, a budget (with all below it), an export, a frame of `ledger.calls()` (Polars, pandas or Arrow), or a
-            list of these. Of budgets of one ledger no call comes twice, though one is below the other.
+            list of these. Of one ledger no call comes twice, though it is named twice, or one budget is below the other; of
+            frames, and of an export beside its ledger, that is yours to see to.
         since, until: from when on, and until when (not included): a datetime, a date, or ISO text such as `2026-11-01`;
             without a zone of its own it is in `tz`.
         month: a month instead of these, such as `2026-11`.
@@ -183,13 +184,13 @@ def must_have(calls: pl.LazyFrame, *names: str) -> None:
 
 def _frames(sources: Sequence[Any]) -> Iterable[pl.LazyFrame]:
     """A frame per source; budgets of one ledger are one source, and none beside their ledger."""
-    budgets: dict[int, list[Budget]] = {}
-    whole: dict[int, Any] = {}
+    budgets: dict[Any, list[Budget]] = {}
+    whole: dict[Any, Any] = {}
     for source in sources:
         if isinstance(source, Budget):
-            budgets.setdefault(id(source.ledger), []).append(source)
+            budgets.setdefault(_place(source.ledger), []).append(source)
         elif isinstance(source, HasCalls):
-            whole.setdefault(id(source), source)
+            whole.setdefault(_place(source), source)
         else:
             yield _normal(source)
     for source in whole.values():
@@ -201,8 +202,18 @@ def _frames(sources: Sequence[Any]) -> Iterable[pl.LazyFrame]:
             yield _named(chosen[0].ledger).filter(reduce(or_, inside))
 
 
+def _where(source: Any) -> Any:
+    return getattr(getattr(source, "desk", source), "where", None)
+
+
+def _place(source: Any) -> Any:
+    """What two connections to one file have in common; a ledger in memory is only itself."""
+    where = _where(source)
+    return id(source) if where is None or str(where) == ":memory:" else str(where)
+
+
 def _named(source: Any) -> pl.LazyFrame:
-    where = getattr(getattr(source, "desk", source), "where", None)
+    where = _where(source)
     found: pl.LazyFrame = source.calls().with_columns(pl.lit(None if where is None else str(where), pl.String).alias("ledger"))
     return found
 
