@@ -34,6 +34,7 @@ from tokenbudget_lab.rows import COLUMNS
 from tokenbudget_lab.stores.duckdb import _as_text
 
 ROUNDS, PROMISED = 3, 3.0
+THIRTY_DAYS_US = 30 * 86_400 * 1_000_000
 WHAT = {
     "by hand": "the same in SQL, by DuckDB itself",
     "spend": "tbl.spend by day and model",
@@ -51,7 +52,7 @@ from calls where requests is not null group by all order by period, cost_usd des
 # Two events of each call: what it held, and what it used; of three models and seven conditions, over thirty days.
 MADE = """
 insert into events by name
-select r * 2 + half + 1 as seq, make_timestamp(1793491200000000 + ((r * 2 + half) * 2592000000000 // $events)::bigint) as ts,
+select r * 2 + half + 1 as seq, make_timestamp((1793491200000000 + (r * 2 + half) * $step)::bigint) as ts,
        case half when 0 then 'reserved' else 'committed' end as kind, uuid() as command, 'lab' as budget,
        md5(r::varchar)::uuid as reservation, 1 as requests,
        case half when 0 then 0.002::decimal(38, 12) end as held_usd, case half when 0 then 2000 end as held_tokens,
@@ -91,7 +92,7 @@ def make(path: Path, events: int) -> None:
         con.execute(files("tokenbudget_lab.stores").joinpath("views.sql").read_text())
         con.execute("drop trigger events_are_never_changed on events")
         con.execute("drop trigger events_are_never_deleted on events")
-        con.execute(MADE, {"events": events})
+        con.execute(MADE, {"events": events, "step": THIRTY_DAYS_US // events})
 
 
 def asked(con: duckdb.DuckDBPyConnection, lot: Events, scratch: Path) -> dict[str, Callable[[], Any]]:
