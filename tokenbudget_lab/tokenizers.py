@@ -100,7 +100,7 @@ def _quickly(fast: Fast, texts: Sequence[str]) -> list[int]:
 
 
 def _copied(text: str) -> str:
-    """A text whose UTF-8 goes when the count is done: Python keeps it beside a text that is not ASCII, as long as that lives."""
+    """A text whose UTF-8 goes when the count is done: beside one that is not ASCII, Python keeps it as long as that lives."""
     return text if text.isascii() else text[:1] + text[1:]
 
 
