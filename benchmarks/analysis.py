@@ -73,11 +73,16 @@ class Events:
     con: duckdb.DuckDBPyConnection
     where: str
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None) -> Any:
+    def arrow(
+        self, columns: Sequence[str] | None = None, upto: int | None = None, where: None = None, *, uuids: bool = False
+    ) -> Any:
         """What a store gives."""
-        names = ", ".join(map(_as_text, columns or COLUMNS))
-        some = "" if upto is None else f"where seq <= {upto}"
-        return self.con.cursor().sql(f"select {names} from events {some} order by seq").to_arrow_reader(100_000)  # noqa: S608 - names of our own
+        assert where is None
+        names = ", ".join(columns or COLUMNS if uuids else map(_as_text, columns or COLUMNS))
+        some, cursor = "" if upto is None else f"where seq <= {upto}", self.con.cursor()
+        if uuids:
+            cursor.execute("set session arrow_lossless_conversion = true")
+        return cursor.sql(f"select {names} from events {some} order by seq").to_arrow_reader(100_000)  # noqa: S608 - names of our own
 
     @property
     def desk(self) -> Events:

@@ -84,9 +84,16 @@ class Recording:
             frames.append(pickle.dumps((self.on_its_way.pop(id(ticket)), now, ticket.answer, ticket.error)))
         self._file.write(b"".join(frames))
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+    def arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        upto: int | None = None,
+        where: Condition | None = None,
+        *,
+        uuids: bool = False,
+    ) -> Any:
         """As the desk has them."""
-        return self._desk.arrow(columns, upto, where)
+        return self._desk.arrow(columns, upto, where, uuids=uuids)
 
     def events(self, upto: int) -> Iterator[Event]:
         """As the desk has them."""

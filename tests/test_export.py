@@ -94,8 +94,8 @@ def test_of_an_export_only_the_rows_and_columns_in_use_are_read(
     read: list[tuple[int, int]] = []
     arrow = exports.ExportedFiles.arrow
 
-    def noting(*args: Any) -> Any:
-        table = arrow(*args).read_all()
+    def noting(*args: Any, **how: Any) -> Any:
+        table = arrow(*args, **how).read_all()
         read.append((table.num_rows, table.num_columns))
         return table.to_reader()
 
@@ -162,7 +162,7 @@ def test_a_long_export_has_many_files(small: tbl.Ledger, folder: Path, monkeypat
     """Nobody has to read a file of a hundred million events."""
     monkeypatch.setattr(exporting, "ROWS", 1)
     arrow = MemoryStore.arrow
-    monkeypatch.setattr(MemoryStore, "arrow", lambda *args: cut(arrow(*args), 4))
+    monkeypatch.setattr(MemoryStore, "arrow", lambda *args, **how: cut(arrow(*args, **how), 4))
     made = small.export(folder)
     assert len(made.new_files) == -(-made.rows // 4)
     assert tbl.read_export(folder).calls().collect().equals(small.calls().collect())

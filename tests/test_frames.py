@@ -133,10 +133,17 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._desk, name)
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+    def arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        upto: int | None = None,
+        where: Condition | None = None,
+        *,
+        uuids: bool = False,
+    ) -> Any:
         """Note it, and read."""
         self.read.append((set(columns or STORED), upto))
-        return self._desk.arrow(columns, upto, where)
+        return self._desk.arrow(columns, upto, where, uuids=uuids)
 
 
 @pytest.fixture

@@ -553,8 +553,15 @@ class FailingStore:
             raise OSError("the disk does not read")
         return self.inner.find(ids, keys)
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
-        return self.inner.arrow(columns, upto, where)
+    def arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        upto: int | None = None,
+        where: Condition | None = None,
+        *,
+        uuids: bool = False,
+    ) -> Any:
+        return self.inner.arrow(columns, upto, where, uuids=uuids)
 
     def snapshot(self) -> fold.State | None:
         return self.inner.snapshot()

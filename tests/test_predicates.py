@@ -44,12 +44,19 @@ class Counted:
         self.asked: list[Condition | None] = []
         self.rows = 0
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+    def arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        upto: int | None = None,
+        where: Condition | None = None,
+        *,
+        uuids: bool = False,
+    ) -> Any:
         """Note it, and read."""
         import pyarrow as pa
 
         self.asked.append(where)
-        table = self._desk.arrow(columns, upto, where).read_all()
+        table = self._desk.arrow(columns, upto, where, uuids=uuids).read_all()
         self.rows += table.num_rows
         return pa.RecordBatchReader.from_batches(table.schema, table.to_batches())
 

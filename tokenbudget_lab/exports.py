@@ -161,7 +161,14 @@ class ExportedFiles:
     def __init__(self, folder: Path, parts: Sequence[Part]) -> None:
         self.folder, self._parts = folder, parts
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+    def arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        upto: int | None = None,
+        where: Condition | None = None,
+        *,
+        uuids: bool = False,  # noqa: ARG002 - they are texts here
+    ) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, in order: each file is ordered, and they follow each other."""
         import pyarrow as pa
 

@@ -221,9 +221,9 @@ class Keeper:
 
     def _serve_rows(self, connection: Connection) -> None:
         while True:
-            columns, upto, where = unpack(connection.recv_bytes(65_536))
+            columns, upto, where, uuids = unpack(connection.recv_bytes(65_536))
             try:
-                reader = self.writer.arrow(columns, upto, where)
+                reader = self.writer.arrow(columns, upto, where, uuids=bool(uuids))
                 _send_stream(connection, reader)
             except (OSError, EOFError):
                 raise

@@ -102,14 +102,21 @@ class Link:
         if self._gone:  # closed in between
             self._turn_away()
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+    def arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        upto: int | None = None,
+        where: Condition | None = None,
+        *,
+        uuids: bool = False,
+    ) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a connection of its own."""
         import pyarrow as pa
 
         if self._closing or self._forked:
             raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
         connection = connect(self.place, "rows", self._hear)
-        connection.send_bytes(pack((None if columns is None else tuple(columns), upto, where)))
+        connection.send_bytes(pack((None if columns is None else tuple(columns), upto, where, uuids)))
         return pa.ipc.open_stream(pa.PythonFile(_FromConnection(connection), mode="r"))
 
     def events(self, upto: int) -> Iterator[Event]:

@@ -236,7 +236,7 @@ def _load(con: duckdb.DuckDBPyConnection, desk: Source, needed: Sequence[str]) -
 
     chosen = needed or ("seq",)
     con.execute(f"create table loaded ({', '.join(f'{name} {_TYPES[name]}' for name in chosen)})")
-    reader = desk.arrow(chosen)
+    reader = desk.arrow(chosen, uuids=True)
     try:
         con.register("incoming", reader)
         con.execute(f"insert into loaded select {', '.join(chosen)} from incoming")  # noqa: S608 - names of our own

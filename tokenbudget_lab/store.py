@@ -89,13 +89,21 @@ class Store(Protocol):
         """
         ...
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+    def arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        upto: int | None = None,
+        where: Condition | None = None,
+        *,
+        uuids: bool = False,
+    ) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, for analysis.
 
         Args:
             columns: names out of `rows.COLUMNS`; all of them where `None`.
             upto: the last `seq` to read.
             where: which of those; all of them where `None`.
+            uuids: ids may come as Arrow's UUIDs, which DuckDB reads faster; else they are texts.
         """
         ...
 

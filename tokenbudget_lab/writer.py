@@ -170,10 +170,17 @@ class Writer:
         if self._gone:  # the thread ended in between
             self._turn_away()
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+    def arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        upto: int | None = None,
+        where: Condition | None = None,
+        *,
+        uuids: bool = False,
+    ) -> Any:
         """The events as a `pyarrow.RecordBatchReader`."""
         self._check_open()
-        return self.store.arrow(columns, upto, where)
+        return self.store.arrow(columns, upto, where, uuids=uuids)
 
     def events(self, upto: int) -> Iterator[Event]:
         """The events up to a `seq`, in order."""

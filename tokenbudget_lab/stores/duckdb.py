@@ -533,17 +533,30 @@ class DuckDBStore:
         except OSError as error:
             raise StoreFailed(f"{self.place.clock} cannot be written ({error})") from error
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+    def arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        upto: int | None = None,
+        where: Condition | None = None,
+        *,
+        uuids: bool = False,
+    ) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, over a cursor of its own."""
         chosen = COLUMNS if columns is None else [c for c in columns if c in COLUMNS]
         asked, given = ("true", {}) if where is None else to_sql(where, COLUMNS)
-        return self._arrow(f"where {asked}" if upto is None else f"where seq <= {int(upto)} and {asked}", chosen, given)
+        upto_there = "" if upto is None else f"seq <= {int(upto)} and "
+        return self._arrow(f"where {upto_there}{asked}", chosen, given, uuids=uuids)
 
-    def _arrow(self, where: str, columns: Sequence[str] = COLUMNS, given: dict[str, Any] | None = None) -> Any:
-        names = ", ".join(map(_as_text, columns))
+    def _arrow(
+        self, where: str, columns: Sequence[str] = COLUMNS, given: dict[str, Any] | None = None, *, uuids: bool = False
+    ) -> Any:
+        names = ", ".join(columns if uuids else map(_as_text, columns))
         with self._reading:
+            cursor = self._con.cursor()
+            if uuids:
+                cursor.execute("set session arrow_lossless_conversion = true")  # of this cursor only
             query = f"select {names} from events {where} order by seq"  # noqa: S608 - names of our own; values are parameters
-            reader = self._con.cursor().sql(query, params=given or None).to_arrow_reader(_FETCH)
+            reader = cursor.sql(query, params=given or None).to_arrow_reader(_FETCH)
         rows = Rows(reader, self.where)
         self._rows.add(rows)
         return rows.reader()

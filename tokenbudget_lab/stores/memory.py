@@ -67,7 +67,14 @@ class MemoryStore:
         """Keep this about the machine's clock."""
         self._clock = mark
 
-    def arrow(self, columns: Sequence[str] | None = None, upto: int | None = None, where: Condition | None = None) -> Any:
+    def arrow(
+        self,
+        columns: Sequence[str] | None = None,
+        upto: int | None = None,
+        where: Condition | None = None,
+        *,
+        uuids: bool = False,  # noqa: ARG002 - they are texts here
+    ) -> Any:
         """The events as a `pyarrow.RecordBatchReader`."""
         if where is None:
             return to_arrow(self._events[:upto], columns)
