@@ -6,12 +6,17 @@ UV_VERSION := 0.13.9
 BIN := $(abspath $(VENV))/bin
 PY  := $(BIN)/python
 UV  := $(BIN)/uv
+MAKEFLAGS += --no-print-directory
 
 # uv works on this environment with this Python, and on no other.
 unexport VIRTUAL_ENV
 unexport UV_PYTHON
 export UV_PROJECT_ENVIRONMENT := $(abspath $(VENV))
 export UV_PYTHON_DOWNLOADS := never
+
+# Tests start many hundreds of processes, and each would compile what it imports anew. Bytecode is kept with the environment.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/pycache
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -23,9 +28,11 @@ help: ## this list
 demo: $(VENV)/.runtime ## a researcher's morning with a budget, in the terminal: no key, no network
 	@$(BIN)/tokenbudget demo
 
-test: check wheel oldest ## all that must pass: check, the built wheel, the oldest dependencies, the suite
+test: $(VENV)/.dev ## all that must pass: check, the built wheel, the oldest dependencies, the suite, the notebooks
+	@$(MAKE) check & $(MAKE) wheel; wheel=$$?; wait $$! && exit $$wheel
+	@$(MAKE) oldest
 	@$(PY) -m pytest -n auto --dist loadgroup
-	@$(PY) -m pytest -q --nbmake --nbmake-timeout 120 $(wildcard notebooks/*.ipynb)
+	@$(PY) -m pytest -q -n auto --nbmake --nbmake-timeout 120 $(wildcard notebooks/*.ipynb)
 
 check: $(VENV)/.dev ## format, lint, types, the order of imports, the lock
 	@$(UV) lock --check --quiet
