@@ -34,6 +34,7 @@ COMMANDS = [
     "clock accept",
     "vendor-encodings",
     "estimate",
+    "report",
 ]
 
 

@@ -69,6 +69,7 @@ class Figures:
         models: how many calls each model has, most first; `None` is a model that was not recorded.
         prices: how many calls each price list has priced; `None` stands for costs that were given with the call.
         ledgers: where the calls are from.
+        untold_calls: calls that did not say their tokens, and are in no count of these.
         open_calls: reservations in flight.
         held_usd: what these hold, which is not spent; of those that hold USD.
         gaps: what is missing or cannot be trusted, a sentence each.
@@ -88,6 +89,7 @@ class Figures:
     models: tuple[tuple[str | None, int], ...]
     prices: tuple[tuple[str | None, int], ...]
     ledgers: tuple[str, ...]
+    untold_calls: int
     open_calls: int
     held_usd: Decimal
     gaps: tuple[str, ...]
@@ -156,6 +158,7 @@ def gather(
         models=_counts(spent, "model"),
         prices=_counts(spent.filter(pl.col("cost_usd").is_not_null()), "prices"),
         ledgers=_ledgers(sources, rows),
+        untold_calls=spent.filter(pl.col("input_tokens").is_null() & (pl.col("tokens").fill_null(0) == 0)).height,
         open_calls=open_ones.height,
         held_usd=Decimal(held),
         gaps=(*gaps, *_damages(sources)),

@@ -130,7 +130,7 @@ def columns(figures: Figures, *, brief: bool = False) -> tuple[str, ...]:
         names.insert(1, "requests")
     if brief:
         names.remove("tokens")
-        told = [name for name in (*NUMBERS[-2:], "unpriced_calls") if figures.table[name].any()]
+        told = [name for name in (*NUMBERS[-2:], "unpriced_calls") if (figures.table[name] != 0).any()]
         parts = ["measured_usd", *told] if sums["measured_usd"] != sums["cost_usd"] else told
         names = [name for name in names if name not in (*NUMBERS[-3:], "unpriced_calls") or name in parts]
     return tuple(names)

@@ -35,7 +35,7 @@ _MATHS = str.maketrans({"$": "<span>$</span>", "\\": "<span>\\</span>"})
 _STYLE = """
 .tbl-report{--ink:#1f2328;--quiet:#57606a;--paper:#fff;--line:#d0d7de;--bar:#0072B2;--warn:#a33b00;--band:#f6f8fa;
 color:var(--ink);background:var(--paper);font:15px/1.5 system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;
-max-width:64rem;margin:0 auto;padding:1.5rem}
+max-width:72rem;margin:0 auto;padding:1.5rem}
 @media (prefers-color-scheme:dark){.tbl-report{--ink:#e6edf3;--quiet:#9da7b3;--paper:#0d1117;--line:#3d444d;--bar:#56B4E9;
 --warn:#ff9a5c;--band:#161b22}}
 .tbl-report h1{font-size:1.6rem;line-height:1.25;margin:0 0 .25rem;overflow-wrap:anywhere}
@@ -49,7 +49,7 @@ max-width:64rem;margin:0 auto;padding:1.5rem}
 .tbl-report caption{text-align:left;color:var(--quiet);padding:.25rem 0}
 .tbl-report th,.tbl-report td{padding:.3rem .5rem;border-bottom:1px solid var(--line);vertical-align:top;text-align:left}
 .tbl-report thead th{border-bottom:2px solid var(--quiet);vertical-align:bottom}
-.tbl-report tbody th{font-weight:400;overflow-wrap:anywhere;min-width:6rem}
+.tbl-report tbody th{font-weight:400;overflow-wrap:anywhere;min-width:8rem}
 .tbl-report tfoot th,.tbl-report tfoot td{font-weight:600;border-top:2px solid var(--quiet)}
 .tbl-report tr.more{background:var(--band);font-style:italic}
 .tbl-report .n{text-align:right;font-variant-numeric:tabular-nums}

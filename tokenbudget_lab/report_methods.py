@@ -24,7 +24,7 @@ def methods(figures: Figures) -> str:
     """Calls, models, dates, cost, how much of it is estimated or unknown, and whose prices: ready to paste into a paper."""
     sums = figures.sums
     if not sums["calls"]:
-        return " ".join(("No calls were made.", *_scoped(figures), *_gaps(figures)))
+        return " ".join(("No calls were recorded.", *_scoped(figures), *_gaps(figures)))
     several = "" if sums["requests"] == sums["calls"] else f" ({sums['requests']:,} requests)"
     were = "was" if sums["calls"] == 1 else "were"
     made = f"{_counted(sums['calls'], 'call')}{several} to {_models(figures)} {were} made {_dates(figures)}"
@@ -52,6 +52,8 @@ def notes(figures: Figures) -> list[str]:
     unsaid = sums["cost_usd"] - sums["measured_usd"] - sums["estimated_usd"] - sums["unknown_usd"]
     if unsaid:
         found.append(f"Of the cost, USD {usd_text(unsaid, digits)} has no basis said, and is in none of the three columns.")
+    if figures.untold_calls:
+        found.append(f"Without token counts: {_counted(figures.untold_calls, 'call')}, in no number of tokens.")
     unsplit = sums["tokens"] - sums["input_tokens"] - sums["output_tokens"]
     if unsplit:
         found.append(f"{unsplit:,} tokens are counted that are not said to be input or output.")
@@ -60,9 +62,13 @@ def notes(figures: Figures) -> list[str]:
 
 def warnings(figures: Figures) -> list[str]:
     """What comes before all else: budgets that are over their limit, and calls that are missing."""
-    over = figures.over
-    named = list(dict.fromkeys(over["budget"].to_list()))
-    return [*([f"Over the limit: {_listed(named)}."] if named else []), *_gaps(figures)]
+    return [*over_limit(figures), *_gaps(figures)]
+
+
+def over_limit(figures: Figures) -> list[str]:
+    """One sentence, or none."""
+    named = list(dict.fromkeys(figures.over["budget"].to_list()))
+    return [f"Over the limit: {_listed(named)}."] if named else []
 
 
 def as_of(figures: Figures) -> str:

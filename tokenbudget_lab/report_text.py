@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_MARKDOWN, MOST_TEX, MOST_BUDGETS = 500, 40, 100
+_NARROW = 24  # characters of a name that is not folded
 # Entities are text for every reader of Markdown, and `<span>` keeps a notebook from typesetting what stands in it.
 _ENTITIES = {each: f"&#{ord(each)};" for each in "|~^@"} | {each: escape(each) for each in "&<>"}
 _SPANS = {"$": "<span>$</span>", "\\": "<span>\\\\</span>"}
@@ -94,7 +95,8 @@ def table(figures: Figures, most: int) -> Table:
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for n, head in enumerate(heads):
         left = n < (len(figures.keys) or 1)
-        made.add_column(Text(head), justify="left" if left else "right", overflow="fold")
+        short = left and all(len(row[n]) <= _NARROW for row in rows)
+        made.add_column(Text(head), justify="left" if left else "right", overflow="fold", no_wrap=short)
     for n, row in enumerate(rows):
         made.add_row(*map(Text, row), end_section=n == len(rows) - 2)
     return made

@@ -105,7 +105,7 @@ class Report:
         """
         target = writable(path, force=force)
         content = FORMATS[target.suffix.lower()](self)
-        _put(target, content.encode() if isinstance(content, str) else content, force=force)
+        put(target, content.encode() if isinstance(content, str) else content, force=force)
         return target
 
     def __repr__(self) -> str:
@@ -192,7 +192,7 @@ def writable(path: str | Path, *, force: bool) -> Path:
     return target
 
 
-def _put(target: Path, content: bytes, *, force: bool) -> None:
+def put(target: Path, content: bytes, *, force: bool) -> None:
     """Write beside it, then rename: interrupted anywhere, the old file or none is there, and nothing else.
 
     A name in its folder is claimed by making it, so that of two who may not overwrite one is told.
