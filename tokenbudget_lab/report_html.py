@@ -27,8 +27,9 @@ from .report_cells import (
 from .report_chart import MOST_PERIODS, chart_svg, every_text
 from .report_methods import as_of, methods, notes, warnings
 
-MOST_ROWS, MOST_BUDGETS, MOST_LEDGERS = 500, 100, 20
-_ROOM, _BUDGET_ROOM = 90_000, 30_000  # bytes
+MOST_ROWS, MOST_BUDGETS, MOST_LEDGERS = 500, 100, 10
+MOST_BYTES, _BUDGET_BYTES = 195_000, 20_000
+_FRAME = 4_000  # bytes of a table around its rows, its caption and the row for those left out included
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 T = TypeVar("T")
 _MATHS = str.maketrans({"$": "<span>$</span>", "\\": "<span>\\</span>"})
@@ -48,12 +49,13 @@ max-width:72rem;margin:0 auto;padding:1.5rem}
 .tbl-report table{border-collapse:collapse;width:100%;font-size:.875rem}
 .tbl-report caption{text-align:left;color:var(--quiet);padding:.25rem 0}
 .tbl-report th,.tbl-report td{padding:.3rem .5rem;border-bottom:1px solid var(--line);vertical-align:top;text-align:left}
+.tbl-report td{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.tbl-report td.t{text-align:left;white-space:normal}
 .tbl-report thead th{border-bottom:2px solid var(--quiet);vertical-align:bottom}
 .tbl-report tbody th{font-weight:400;overflow-wrap:anywhere;min-width:8rem}
 .tbl-report tfoot th,.tbl-report tfoot td{font-weight:600;border-top:2px solid var(--quiet)}
 .tbl-report tr.more{background:var(--band);font-style:italic}
-.tbl-report .n{text-align:right;font-variant-numeric:tabular-nums}
-.tbl-report td.n{white-space:nowrap}
+.tbl-report th.n{text-align:right}
 .tbl-report svg{display:block;max-width:100%;height:auto}
 .tbl-report .bar{fill:var(--bar)}
 .tbl-report .grid{stroke:var(--line)}
@@ -82,16 +84,20 @@ def fragment(figures: Figures, element: str = "div", most_rows: int = MOST_ROWS)
     """The report as a part of another page, such as a notebook's, whose style it leaves alone."""
     warned = "".join(f'<p class="warn">{_p(warning)}</p>' for warning in warnings(figures))
     noted = "".join(f"<li>{_p(note)}</li>" for note in notes(figures))
-    return (
+    before = (
         f'<{element} class="tbl-report mathjax_ignore tex2jax_ignore"><style>{_STYLE}</style>'
         f"<h1>{_p(clipped(figures.title, 200))}</h1>"
         f'<p class="quiet">{_p(clipped(figures.scope, 400))}{_ledgers(figures)}</p>'
         f"{warned}<p>{_p(methods(figures))}</p>"
         f"{f'<ul>{noted}</ul>' if noted else ''}"
-        f"{_chart(figures)}{_table(figures, most_rows)}{_budgets(figures)}"
+        f"{_chart(figures)}"
+    )
+    behind = (
+        f"{_budgets(figures)}"
         '<p class="quiet">Amounts are rounded for reading. The CSV, JSON and Parquet files of this report are exact.</p>'
         f"</{element}>"
     )
+    return before + _table(figures, most_rows, MOST_BYTES - len((before + behind).encode())) + behind
 
 
 # --- its parts ---------------------------------------------------------------------------------------------------------------
@@ -105,22 +111,22 @@ def _p(text: str) -> str:
 def _ledgers(figures: Figures) -> str:
     if not figures.ledgers:
         return ""
-    named = ", ".join(_p(clipped(name, 200)) for name in figures.ledgers[:MOST_LEDGERS])
+    named = ", ".join(_p(clipped(name, 100)) for name in figures.ledgers[:MOST_LEDGERS])
     more = len(figures.ledgers) - MOST_LEDGERS
     return f" Ledger{'s' if len(figures.ledgers) > 1 else ''}: {named}{f' … and {more:,} more' if more > 0 else ''}."
 
 
-def _table(figures: Figures, most_rows: int) -> str:
+def _table(figures: Figures, most_rows: int, room: int) -> str:
     heads = "".join(f'<th scope="col">{_p(clipped(name.capitalize(), 60))}</th>' for name in figures.keys)
     heads = heads or '<th scope="col"></th>'
     heads += _heads(columns(figures))
-    rows = _fitting(lines(figures, most_rows), _row, _ROOM)
+    span = max(1, len(figures.keys))
+    total = _row(Line(("Total",), numbers(figures, figures.sums)), span)
+    rows = _fitting(lines(figures, most_rows), _row, room - len((heads + total).encode()) - _FRAME)
     more = rest(figures, len(rows))
     cut = f"; the first {len(rows):,} of {figures.table.height:,} rows, the others are summed in one" if more else ""
-    span = max(1, len(figures.keys))
     if more:
         rows.append(_row(more, span, "more"))
-    total = _row(Line(("Total",), numbers(figures, figures.sums)), span)
     return (
         '<h2>Spend</h2><div class="wide"><table>'
         f"<caption>{_p(clipped(figures.title, 200))}, in USD{cut}</caption><thead><tr>{heads}</tr></thead>"
@@ -135,7 +141,7 @@ def _heads(names: Sequence[str]) -> str:
 def _row(line: Line, span: int = 1, kind: str = "") -> str:
     spanned = f' colspan="{span}"' if span > 1 else ""
     labels = "".join(f'<th scope="row"{spanned}><bdi>{_p(label)}</bdi></th>' for label in line.labels)
-    cells = "".join(f'<td class="n">{_p(number)}</td>' for number in line.numbers)
+    cells = "".join(f"<td>{_p(number)}</td>" for number in line.numbers)
     return f"<tr{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{labels}{cells}</tr>"
 
 
@@ -182,7 +188,8 @@ def _budgets(figures: Figures) -> str:
 
     def row(cells: tuple[str, ...]) -> str:
         kinds = (
-            f' class="n{" over" if cell.endswith(" over") else ""}"' if n in numeric else "" for n, cell in enumerate(cells)
+            "" if n in numeric and not cell.endswith(" over") else f' class="{"over" if n in numeric else "t"}"'
+            for n, cell in enumerate(cells)
         )
         drawn = (
             f'<th scope="row"><bdi>{_p(cell)}</bdi></th>' if n <= first else f"<td{kind}>{_p(cell)}</td>"
@@ -190,9 +197,9 @@ def _budgets(figures: Figures) -> str:
         )
         return f"<tr>{''.join(drawn)}</tr>"
 
-    rows = _fitting(budget_lines(figures, MOST_BUDGETS), row, _BUDGET_ROOM)
+    rows = _fitting(budget_lines(figures, MOST_BUDGETS), row, _BUDGET_BYTES)
     left, over = figures.budgets.height - len(rows), figures.over.height
-    more = f'<tr class="more"><td colspan="{len(heads)}">… and {left:,} more</td></tr>' if left else ""
+    more = f'<tr class="more"><td class="t" colspan="{len(heads)}">… and {left:,} more</td></tr>' if left else ""
     told = as_of(figures)
     told += f' <span class="over">{over:,} over the limit.</span>' if over else ""
     named = "".join(f'<th scope="col"{" class=n" if n in numeric else ""}>{name}</th>' for n, name in enumerate(heads))

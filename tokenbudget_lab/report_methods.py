@@ -13,7 +13,7 @@ from typing import Any
 from .figures import Figures
 from .report_cells import clipped, cost_text, digits_for, usd_text
 
-_NAMED = 8  # models and price lists; the others are counted
+_NAMED, _GAPS = 8, 5  # models and price lists, and what is missing; the others are counted
 _PARTS = (
     ("estimated_usd", "is estimated"),
     ("unknown_usd", "is what was held for calls whose outcome is not known"),
@@ -159,6 +159,6 @@ def _scoped(figures: Figures) -> list[str]:
 
 
 def _gaps(figures: Figures) -> list[str]:
-    told = [clipped(gap, 300) for gap in figures.gaps[:_NAMED]]
+    told = [clipped(gap, 240) for gap in figures.gaps[:_GAPS]]
     more = len(figures.gaps) - len(told)
     return [*told, *([f"And {_counted(more, 'other gap')} like these."] if more else [])]
