@@ -15,6 +15,7 @@ import pytest
 import tokenbudget_lab as tbl
 from tests.test_cli import _home, run  # noqa: F401 - a fixture
 from tokenbudget_lab.cli import reporting
+from tokenbudget_lab.recovery import log_of
 from tokenbudget_lab.reports import FORMATS, Report
 
 
@@ -133,6 +134,17 @@ def test_an_unsound_ledger_is_named(runs: Path, tmp_path: Path, monkeypatch: pyt
     assert [each["sound"] for each in told["ledgers"]] == [True, False]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index(f"Not sound: {runs / 'b.duckdb'}") < page.index("2 calls to")
+
+
+def test_a_damaged_ledger_is_reported_as_far_as_it_can_be_read(runs: Path, tmp_path: Path) -> None:
+    """Its log was cut: it opens for reading only, the code is 1, and page and methods say that something is missing."""
+    with log_of(runs / "b.duckdb").open("rb+") as log:
+        log.truncate(log_of(runs / "b.duckdb").stat().st_size - 20)
+    report(runs / "*.duckdb", "-o", f"{tmp_path}/out/", code=1)
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [each["sound"] for each in told["ledgers"]] == [True, False]
+    assert "Not sound: " in told["methods"]
+    assert "Not sound: " in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_json_has_the_summary_and_the_report(runs: Path) -> None:

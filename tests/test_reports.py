@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -129,6 +131,15 @@ def test_what_is_held_is_not_spent(book: tbl.Ledger) -> None:
     assert (row["limit"], row["committed"], row["held"], row["left"]) == (5, 1, 2, 2)
 
 
+def test_the_example_of_the_page_about_reports_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "reports.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "block.py").write_text(block)
+    runpy.run_path(str(tmp_path / "block.py"))
+    assert "few-shot" in (tmp_path / "report.html").read_text()
+
+
 # --- what is not known -------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +207,8 @@ def test_tokens_that_were_not_said_are_pointed_out(book: tbl.Ledger) -> None:
     lab.record(tokens=70)
     told = notes(tbl.report(book).figures)
     assert "Without token counts: 1 call, in no number of tokens." in told
+    assert "using 70 tokens (1 call did not say its own), at" in tbl.report(book).methods
+    assert "with tokens that were not recorded, at" in tbl.report(book, where=pl.col("cost_usd") == 1).methods
     assert "70 tokens are counted that are not said to be input or output." in told
 
 
@@ -286,6 +299,15 @@ def test_many_periods_show_the_newest_and_the_sum_of_the_others() -> None:
     assert told.periods.height == 500
 
 
+@pytest.mark.parametrize("cost", ["0.000000000001", "12345678901", "-5", "0"])
+def test_a_chart_has_an_axis_for_every_amount(cost: str) -> None:
+    """Whose numbers have room."""
+    page = tbl.report(calls(2, cost_usd=[Decimal(cost)] * 2)).html
+    shown = re.findall(r'text-anchor="end" x="58"[^>]*>([^<]*)<', page)
+    assert len(shown) >= 2
+    assert max(map(len, shown)) <= 8
+
+
 # --- size --------------------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +356,7 @@ def test_a_page_can_be_read_by_everybody(book: tbl.Ledger) -> None:
     assert page.count("<h1>") == 1
     assert page.count("<table>") == page.count("<caption>") == 3
     assert re.findall(r"<th(?! scope=)[^>]*>", page.replace("<thead>", "")) == []
+    assert page.count('role="region" tabindex="0" aria-label=') == 3  # what scrolls can be reached without a mouse
     for rule in ("prefers-color-scheme:dark", "@media print"):
         assert rule in page
     assert re.search(r'<svg role="img" aria-label="[^"]+', page)

@@ -177,7 +177,7 @@ def budget_lines(figures: Figures, most: int) -> list[tuple[str, ...]]:
 def _budget_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     unit = "USD" if row["resource"] == "usd" else row["resource"]
     lower = "≥ " if unit == "USD" and row["unpriced_calls"] else ""
-    digits = 2 if row["limit"] is None or row["limit"] >= 1 else 6
+    digits = 2 if row["limit"] is None or row["limit"] >= 1 else 4
 
     def text(value: Decimal | None, rounding: str = ROUND_HALF_EVEN) -> str:
         return MISSING if value is None else usd_text(value, digits, rounding) if unit == "USD" else f"{int(value):,}"

@@ -16,6 +16,7 @@ from .report_cells import cost_text, digits_for, label_text
 
 MOST_PERIODS = 120
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 220, 64, 12, 26, 30
+_LABEL_FITS = 8  # characters left of the axis
 _PLOT = _HEIGHT - _TOP - _BOTTOM
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "mo": 2_629_746, "q": 7_889_238, "y": 31_556_952}
 
@@ -101,9 +102,11 @@ def _grid(top: float, step: float) -> str:
     drawn = []
     for n in range(round(top / step) + 1):
         y = _TOP + _PLOT - _PLOT * n * step / top
+        text = f"{n * step:,.{decimals}f}"
+        text = text if len(text) <= _LABEL_FITS else f"{n * step:.3g}"
         drawn.append(
             f'<line class="{"axis" if n == 0 else "grid"}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="quiet" text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{n * step:,.{decimals}f}</text>'
+            f'<text class="quiet" text-anchor="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{text}</text>'
         )
     return "".join(drawn)
 

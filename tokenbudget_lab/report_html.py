@@ -52,11 +52,11 @@ max-width:72rem;margin:0 auto;padding:1.5rem}
 .tbl-report td{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .tbl-report td.t{text-align:left;white-space:normal}
 .tbl-report thead th{border-bottom:2px solid var(--quiet);vertical-align:bottom}
-.tbl-report tbody th{font-weight:400;overflow-wrap:anywhere;min-width:8rem}
+.tbl-report tbody th{font-weight:400;overflow-wrap:anywhere;min-width:6rem}
 .tbl-report tfoot th,.tbl-report tfoot td{font-weight:600;border-top:2px solid var(--quiet)}
 .tbl-report tr.more{background:var(--band);font-style:italic}
 .tbl-report th.n{text-align:right}
-.tbl-report svg{display:block;max-width:100%;height:auto}
+.tbl-report svg{display:block;max-width:56rem;height:auto}
 .tbl-report .bar{fill:var(--bar)}
 .tbl-report .grid{stroke:var(--line)}
 .tbl-report .axis{stroke:var(--quiet)}
@@ -128,10 +128,15 @@ def _table(figures: Figures, most_rows: int, room: int) -> str:
     if more:
         rows.append(_row(more, span, "more"))
     return (
-        '<h2>Spend</h2><div class="wide"><table>'
+        f"<h2>Spend</h2><div {_region('Spend')}><table>"
         f"<caption>{_p(clipped(figures.title, 200))}, in USD{cut}</caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>{''.join(rows) if figures.keys else ''}</tbody><tfoot>{total}</tfoot></table></div>"
     )
+
+
+def _region(name: str) -> str:
+    """What scrolls sideways in a narrow window; whoever has no mouse gets there with the tab key."""
+    return f'class="wide" role="region" tabindex="0" aria-label="{name}"'
 
 
 def _heads(names: Sequence[str]) -> str:
@@ -173,7 +178,8 @@ def _chart(figures: Figures) -> str:
         told += f" The last {newest.height:,} periods with calls; {older.height:,} earlier ones are summed in the table."
     return (
         f'<h2>Spend over time</h2><figure style="margin:0">{drawn}<figcaption class="quiet">{told}</figcaption></figure>'
-        f'<details><summary>Numbers of the chart</summary><div class="wide"><table><caption>{told}</caption>'
+        f"<details><summary>Numbers of the chart</summary><div {_region('Numbers of the chart')}><table>"
+        f"<caption>{told}</caption>"
         f'<thead><tr><th scope="col">Period</th>{_heads(columns(figures))}</tr></thead><tbody>{"".join(rows)}</tbody>'
         "</table></div></details>"
     )
@@ -204,6 +210,6 @@ def _budgets(figures: Figures) -> str:
     told += f' <span class="over">{over:,} over the limit.</span>' if over else ""
     named = "".join(f'<th scope="col"{" class=n" if n in numeric else ""}>{name}</th>' for n, name in enumerate(heads))
     return (
-        f'<h2>Budgets</h2><div class="wide"><table><caption>{told}</caption><thead><tr>{named}</tr></thead>'
+        f"<h2>Budgets</h2><div {_region('Budgets')}><table><caption>{told}</caption><thead><tr>{named}</tr></thead>"
         f"<tbody>{''.join(rows)}{more}</tbody></table></div>"
     )

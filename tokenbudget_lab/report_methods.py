@@ -29,7 +29,7 @@ def methods(figures: Figures) -> str:
     were = "was" if sums["calls"] == 1 else "were"
     made = f"{_counted(sums['calls'], 'call')}{several} to {_models(figures)} {were} made {_dates(figures)}"
     told = [
-        f"{made}, using {_tokens(sums)}, at {_cost(sums)}.",
+        f"{made}, {_tokens(figures)}, at {_cost(sums)}.",
         *_basis(sums),
         *_prices(figures),
         *_scoped(figures),
@@ -105,11 +105,14 @@ def _dates(figures: Figures) -> str:
     return f"on {first} ({figures.tz})" if first == last else f"from {first} to {last} ({figures.tz})"
 
 
-def _tokens(sums: dict[str, Any]) -> str:
+def _tokens(figures: Figures) -> str:
+    sums, untold = figures.sums, figures.untold_calls
+    if untold == sums["calls"]:
+        return "with tokens that were not recorded"
     inside, outside, whole = (sums[name] for name in ("input_tokens", "output_tokens", "tokens"))
-    if whole != inside + outside:
-        return _counted(whole, "token")
-    return f"{_counted(inside, 'input token')} and {_counted(outside, 'output token')}"
+    split = f"{_counted(inside, 'input token')} and {_counted(outside, 'output token')}"
+    missing = f" ({_counted(untold, 'call')} did not say {'its' if untold == 1 else 'their'} own)" if untold else ""
+    return f"using {split if whole == inside + outside else _counted(whole, 'token')}{missing}"
 
 
 def _cost(sums: dict[str, Any]) -> str:
