@@ -164,6 +164,11 @@ def test_csv_has_no_formula_and_exact_numbers(told: tbl.Report) -> None:
     assert sum(Decimal(row[rows[0].index("cost_usd")]) for row in rows[1:]) == told.total["cost_usd"].item()
 
 
+def test_names_that_are_one_when_they_are_guarded_are_two_columns_of_csv() -> None:
+    frame = calls(1).with_columns(pl.lit("a").alias("=x"), pl.lit("b").alias("'=x"))
+    assert tbl.report(frame, by=["=x", "'=x"]).csv.startswith('"\'=x","\'=x",')
+
+
 def test_a_negative_number_stays_a_number_in_csv() -> None:
     """And an amount is written in full, without a power of ten."""
     told = tbl.report(calls(2, cost_usd=[Decimal("-0.5"), Decimal("0.000000000001")], model=["a", "b"]))

@@ -18,7 +18,6 @@ from tests.conftest import Clock
 from tokenbudget_lab.frames import schema
 from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.report_chart import MOST_PERIODS
-from tokenbudget_lab.report_html import CSP
 from tokenbudget_lab.report_methods import notes, warnings
 from tokenbudget_lab.stores.memory import MemoryStore
 
@@ -104,11 +103,7 @@ def test_one_tag_value_and_calls_without_the_tag_are_two_rows(book: tbl.Ledger) 
     lab.record(usd="0.25")
     lab.record(usd="0.125", tags={"arm": ""})
     told = tbl.report(book, by="arm")
-    assert told.table.select("arm", "cost_usd").rows() == [
-        ("b", Decimal("0.5")),
-        (None, Decimal("0.25")),
-        ("", Decimal("0.125")),
-    ]
+    assert told.table.select("arm", pl.col("cost_usd").cast(float)).rows() == [("b", 0.5), (None, 0.25), ("", 0.125)]
     assert "| – | 1 |" in told.markdown
     assert '| "" | 1 |' in told.markdown
 
@@ -313,10 +308,8 @@ def test_a_chart_has_an_axis_for_every_amount(cost: str) -> None:
 
 def test_twenty_thousand_tag_values_are_500_rows_and_one_for_the_others() -> None:
     """Which has their sum, and their number is said aloud."""
-    many = [{"item": f"row-{n:05}"} for n in range(20_000)]
-    frame = calls(20_000, cost_usd=[Decimal(20_000 - n) / 100 for n in range(20_000)]).with_columns(
-        pl.Series("item", [each["item"] for each in many])
-    )
+    frame = calls(20_000, cost_usd=[Decimal(20_000 - n) / 100 for n in range(20_000)])
+    frame = frame.with_columns(pl.Series("item", [f"row-{n:05}" for n in range(20_000)]))
     told = tbl.report(frame, by="item")
     assert told.table.height == 20_000
     assert "the first 500 of 20,000 rows" in told.html
@@ -343,7 +336,8 @@ def test_a_page_asks_for_nothing(book: tbl.Ledger) -> None:
     """No script, link, picture or font; and its policy would let none through."""
     book.budget("lab", usd=5).record(usd=1, tags={"arm": "url(http://e/x.png) src=http://e"})
     page = tbl.report(book, by="arm").html
-    assert f'<meta http-equiv="Content-Security-Policy" content="{CSP}">' in page
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in page
     ours = page.replace("url(http://e/x.png) src=http://e", "")
     for word in ("http:", "https:", "src=", "url(", "href", "<script", "@import", "<link", "<iframe", "onload"):
         assert word not in ours, word

@@ -215,7 +215,7 @@ def _read(place: str | None, when: dict[str, str | None], bar: Progress, *, embe
             events = book.verify(lambda done, total: bar.update(task, completed=done, total=total)).events
         except LedgerCorrupt as error:
             complain(error)
-            damage = f"Not sound: {path} ({error})."
+            damage = f"Not sound: {error}" if str(path) in str(error) else f"Not sound: {path}: {error}"
         frame = calls_of(book, **when).drop("ledger").collect()  # type: ignore[arg-type] # texts, all of them
         balances = book.budgets()
     bar.remove_task(task)
