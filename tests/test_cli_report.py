@@ -104,6 +104,12 @@ def test_a_ledger_that_cannot_be_read_is_named_and_the_others_are_reported(runs:
         assert not bad.exists()
 
 
+def test_a_password_in_the_name_of_a_ledger_is_nowhere(runs: Path, tmp_path: Path) -> None:
+    said = report(runs / "a.duckdb", "postgresql://me:secret@host/db", "-o", f"{tmp_path}/out/", code=1)
+    assert "PostgreSQL" in said
+    assert "secret" not in said + "".join(path.read_text(errors="replace") for path in (tmp_path / "out").iterdir())
+
+
 def test_no_ledger_at_all_is_no_report(runs: Path, tmp_path: Path) -> None:
     """But a summary that says so."""
     report(runs / "c.duckdb", "-o", f"{tmp_path}/out/", "-o", tmp_path / "r.html", code=1)
@@ -172,6 +178,9 @@ def test_the_arguments_choose_calls(runs: Path) -> None:
         (("A", "--where", "arm"), "NAME=VALUE"),
         (("A", "--where", "requests=x"), "cannot be applied"),
         (("A", "--by", "tags"), "no cell of a table"),
+        (("A", "-o", "~nobody-has-this-name/r.html"), "home"),
+        (("~nobody-has-this-name/x.duckdb",), "home"),
+        (("A", "--where", "arm=\udcff"), "half a surrogate pair"),
     ],
     ids=str,
 )

@@ -134,6 +134,8 @@ def gather(
         calls = calls_of(sources, since=since, until=until, month=month, tz=tz, where=where)
         rows = _narrow(calls, by).collect()
         table = spend(rows, by=by, every=every, tz=tz)
+    except UnicodeEncodeError:
+        raise InvalidValue("by or where", "has half a surrogate pair, which no tag or column has") from None
     except pl.exceptions.PolarsError as error:  # a column that is not there, a text compared with a number
         raise InvalidValue("by or where", f"cannot be applied to these calls: {str(error).splitlines()[0]}") from None
     keys = tuple(name for name in table.columns if name not in SUMS)

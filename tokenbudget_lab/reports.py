@@ -178,9 +178,7 @@ def writable(path: str | Path, *, force: bool) -> Path:
     """
     if not isinstance(path, str | Path):
         raise InvalidType("path", f"{told(path)} is {type(path).__name__}, not a path")
-    if "\0" in os.fspath(path):
-        raise InvalidValue("path", f"{told(path)} is no path")
-    target = Path(path).expanduser().absolute()
+    target = place(path)
     if target.suffix.lower() not in FORMATS:
         raise InvalidValue("path", f"{told(str(path))} ends with none of {', '.join(FORMATS)}, which say the format")
     if not target.parent.is_dir():
@@ -190,6 +188,20 @@ def writable(path: str | Path, *, force: bool) -> Path:
     if (target.exists() or target.is_symlink()) and not force:
         raise InvalidValue("path", f"{target} is there already; force replaces it")
     return target
+
+
+def place(path: str | Path) -> Path:
+    """A path in full.
+
+    Raises:
+        InvalidValue: a NUL in it, or nobody has the home that `~` names.
+    """
+    if "\0" in os.fspath(path):
+        raise InvalidValue("path", f"{told(path)} is no path")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise InvalidValue("path", f"{told(path)}: {error}") from None
 
 
 def put(target: Path, content: bytes, *, force: bool) -> None:

@@ -15,7 +15,7 @@ import typer
 from rich.progress import Progress
 
 from tokenbudget_lab.balance import Balance
-from tokenbudget_lab.errors import InvalidValue, LedgerCorrupt, TokenBudgetError
+from tokenbudget_lab.errors import InvalidValue, LedgerCorrupt, TokenBudgetError, redacted
 from tokenbudget_lab.render import escaped
 
 from .shell import (
@@ -150,9 +150,11 @@ def _conditions(given: Sequence[str]) -> dict[str, Any]:
 
 def _places(given: Sequence[str], option: str | None) -> list[str | None]:
     """Every ledger that is meant, once; a pattern is what it matches, unless a file has that very name."""
+    from tokenbudget_lab.reports import place
+
     found: list[str | None] = []
     for each in (*given, *([] if option is None else [option])):
-        path = Path(each).expanduser()
+        path = place(each)
         if not any(sign in each for sign in "*?[") or path.exists():
             found.append(each)
             continue
@@ -160,17 +162,17 @@ def _places(given: Sequence[str], option: str | None) -> list[str | None]:
         if not matched:
             raise InvalidValue("LEDGER", f"no file matches {each!r}")
         found += matched
-    return list({None if each is None else str(Path(each).expanduser().resolve()): each for each in found}.values()) or [None]
+    return list({None if each is None else str(place(each).resolve()): each for each in found}.values()) or [None]
 
 
 def _targets(given: Sequence[str], *, force: bool) -> tuple[list[Path], list[Path]]:
     """Files and folders to write, checked before there is work to lose."""
-    from tokenbudget_lab.reports import FORMATS, writable
+    from tokenbudget_lab.reports import FORMATS, place, writable
 
     files: list[Path] = []
     folders: list[Path] = []
     for each in given:
-        path = Path(each).expanduser().absolute()
+        path = place(each)
         if not each.endswith("/") and not path.is_dir():
             files.append(writable(each, force=force))
             continue
@@ -200,7 +202,7 @@ def _read_all(
                 read.append(_read(place, when, bar, embedded=embedded))
             except TokenBudgetError as error:
                 complain(error)
-                missed[str(place)] = str(error)
+                missed[redacted(str(place))] = str(error)  # a URL may have a password
     return read, missed
 
 
