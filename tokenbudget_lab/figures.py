@@ -143,8 +143,7 @@ def gather(
     spent = counted(rows.lazy()).collect()
     first, last = (None if at is None else at.astimezone(local) for at in (spent["spent_at"].min(), spent["spent_at"].max()))  # type: ignore[union-attr] # a column of instants
     length = every or _length(first, last)
-    open_ones = rows.filter(pl.col("state") == "open") if "state" in rows.columns else rows.clear()
-    held = open_ones["reserved_usd"].sum() if "reserved_usd" in rows.columns else 0
+    open_calls, held_usd = _in_flight(rows)
     return Figures(
         title=title or _title(keys, month),
         scope=_scope(since, until, month, local.key, where),
@@ -161,8 +160,8 @@ def gather(
         prices=_counts(spent.filter(pl.col("cost_usd").is_not_null()), "prices"),
         ledgers=_ledgers(sources, rows),
         untold_calls=spent.filter(pl.col("input_tokens").is_null() & (pl.col("tokens").fill_null(0) == 0)).height,
-        open_calls=open_ones.height,
-        held_usd=Decimal(held),
+        open_calls=open_calls,
+        held_usd=held_usd,
         gaps=(*gaps, *_damages(sources)),
     )
 
@@ -184,6 +183,14 @@ def _must_be_labels(table: pl.DataFrame, keys: Iterable[str]) -> None:
     for name in keys:
         if table.schema[name].is_nested() or table.schema[name] in (pl.Binary, pl.Object):
             raise InvalidValue("by", f"{told(name)} is {table.schema[name]}, which no cell of a table holds")
+
+
+def _in_flight(rows: pl.DataFrame) -> tuple[int, Decimal]:
+    """How many reservations are open, and what they hold; none where a frame does not say it."""
+    if "state" not in rows.columns:
+        return 0, Decimal(0)
+    found = rows.filter(pl.col("state") == "open")
+    return found.height, Decimal(found["reserved_usd"].sum() if "reserved_usd" in rows.columns else 0)
 
 
 def _length(first: datetime | None, last: datetime | None) -> str:
