@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 
 import tokenbudget_lab as tbl
@@ -80,7 +81,7 @@ def test_a_folder_gets_every_format_and_a_summary(runs: Path, tmp_path: Path) ->
 def test_a_budget_over_its_limit_ends_with_one(runs: Path, tmp_path: Path) -> None:
     with tbl.connect(runs / "b.duckdb", embedded=True) as ledger:
         ledger.budget("lab-b").record(usd=2).result()
-    assert "Over the limit: lab-b." in report(runs / "*.duckdb", "-o", f"{tmp_path}/out/", code=1)
+    assert f"Over the limit: lab-b in {runs / 'b.duckdb'}." in report(runs / "*.duckdb", "-o", f"{tmp_path}/out/", code=1)
     (over,) = json.loads((tmp_path / "out" / "summary.json").read_text())["over"]
     assert (over["budget"], over["left"], over["ledger"]) == ("lab-b", "-1.5", str(runs / "b.duckdb"))
 
@@ -140,6 +141,35 @@ def test_an_unsound_ledger_is_named(runs: Path, tmp_path: Path, monkeypatch: pyt
     assert [each["sound"] for each in told["ledgers"]] == [True, False]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index(f"Not sound: {runs / 'b.duckdb'}") < page.index("2 calls to")
+
+
+def test_a_ledger_with_a_forged_event_is_unsound(runs: Path, tmp_path: Path) -> None:
+    """Somebody wrote another amount into the file: it is named with the event, the other one is reported as sound."""
+    with duckdb.connect(runs / "b.duckdb") as con:
+        con.execute("drop trigger events_are_never_changed on events")
+        con.execute("update events set usd = usd / 10 where kind = 'recorded'")
+    said = report(runs / "*.duckdb", "-o", f"{tmp_path}/out/", code=1)
+    assert f"Not sound: {runs / 'b.duckdb'}: event 3" in said
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [(each["read"], each["sound"]) for each in told["ledgers"]] == [(True, True), (True, False)]
+    assert "Not sound: " in told["methods"]
+
+
+def test_a_copy_of_a_ledger_does_not_count_twice(runs: Path, tmp_path: Path) -> None:
+    """The longer one of the two counts; the other is named, and the code is 1."""
+    with tbl.connect(runs / "a.duckdb", embedded=True) as ledger:
+        ledger.backup(runs / "0.duckdb")
+        ledger.budget("lab-a").record(usd="0.10", model="gpt-4o-mini").result()
+    said = report(runs / "*.duckdb", "-o", f"{tmp_path}/out/", code=1)
+    assert f"{runs / '0.duckdb'} is left out: it is a copy of {runs / 'a.duckdb'}" in said
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert told["total"]["cost_usd"] == "0.85"
+    assert [Path(each["ledger"]).name for each in told["ledgers"] if not each["read"]] == ["0.duckdb"]
+
+
+def test_a_link_to_a_ledger_does_not_count_twice(runs: Path) -> None:
+    (runs / "z.duckdb").symlink_to(runs / "a.duckdb")
+    assert "a total cost of USD 0.7500" in report(runs / "*.duckdb", runs / "b.duckdb")
 
 
 def test_a_damaged_ledger_is_reported_as_far_as_it_can_be_read(runs: Path, tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ def test_what_cannot_be_written_is_named(told: tbl.Report, tmp_path: Path, name:
     assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]
 
 
+def test_a_name_that_is_too_long_is_named(told: tbl.Report, tmp_path: Path) -> None:
+    with pytest.raises(tbl.InvalidValue, match="File name too long"):
+        told.save(tmp_path / f"{'x' * 300}.html")
+
+
 def test_a_path_of_bytes_is_none(told: tbl.Report) -> None:
     with pytest.raises(tbl.InvalidType):
         told.save(b"r.html")  # type: ignore[arg-type] # as said

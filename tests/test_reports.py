@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import runpy
 from collections.abc import Iterator
@@ -303,6 +305,54 @@ def test_a_chart_has_an_axis_for_every_amount(cost: str) -> None:
     assert max(map(len, shown)) <= 8
 
 
+@pytest.mark.parametrize("every", ["1d", "1mo"])
+def test_a_day_whose_midnight_comes_twice_is_one_day(every: str) -> None:
+    """In Havana it is half past midnight on 1 November 2026 at 04:30 and at 05:30 UTC; the report of the month has both."""
+    moments = ["2026-11-01 03:59", "2026-11-01 04:30", "2026-11-01 05:30", "2026-11-01 15:30"]
+    frame = calls(4, spent_at=[at(moment) for moment in moments])
+    told = tbl.report(frame, by=None, every=every, month="2026-11", tz="America/Havana")
+    assert [(f"{begins:%Y-%m-%d %z}", n) for begins, n in told.table.select("period", "calls").rows()] == [
+        ("2026-11-01 -0400", 3)
+    ]
+
+
+def test_a_day_without_a_midnight_is_one_day() -> None:
+    """In Cairo the clocks go from midnight to one at the beginning of 24 April 2026."""
+    frame = calls(3, spent_at=[at(moment) for moment in ("2026-04-23 21:59", "2026-04-23 22:00", "2026-04-24 20:59")])
+    told = tbl.report(frame, by=None, every="1d", tz="Africa/Cairo")
+    assert [(f"{begins:%d %H:%M}", n) for begins, n in told.table.select("period", "calls").rows()] == [
+        ("23 00:00", 1),
+        ("24 01:00", 2),
+    ]
+
+
+# --- several ledgers ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_connections_to_one_file_have_its_budgets_once(tmp_path: Path) -> None:
+    """So do a budget through one and the ledger through the other; and no call counts twice."""
+    with tbl.connect(tmp_path / "a.duckdb") as one, tbl.connect(tmp_path / "a.duckdb") as two:
+        one.budget("lab", usd=5).record(usd=1).result()
+        for sources in ([one, two], [one.budget("lab"), two], [one.budget("lab"), two.budget("lab")]):
+            told = tbl.report(sources)
+            assert told.budgets["budget"].to_list() == ["lab"]
+            assert told.total["cost_usd"].item() == 1
+
+
+def test_budgets_of_one_name_in_several_ledgers_are_told_apart(tmp_path: Path) -> None:
+    """Whose limit it is that is passed; and that a row stands for both of them."""
+    with tbl.connect(tmp_path / "a.duckdb", embedded=True) as one, tbl.connect(tmp_path / "b.duckdb", embedded=True) as two:
+        one.budget("lab", usd=5).record(usd=1).result()
+        two.budget("lab", usd=5).record(usd=7).result()
+        told = tbl.report([one, two], by="budget")
+        assert told.table.select("budget", "cost_usd").rows() == [("lab", 8)]
+        assert "One row stands for budgets of that name in several ledgers: lab" in told.markdown.replace("\\_", "_")
+        assert warnings(told.figures) == [f"Over the limit: lab in {tmp_path / 'b.duckdb'}."]
+        apart = tbl.report([one, two], by=["ledger", "budget"])
+        assert apart.table["cost_usd"].to_list() == [7, 1]
+        assert not [note for note in notes(apart.figures) if "One row" in note]
+
+
 # --- size --------------------------------------------------------------------------------------------------------------------
 
 
@@ -336,8 +386,12 @@ def test_a_page_asks_for_nothing(book: tbl.Ledger) -> None:
     """No script, link, picture or font; and its policy would let none through."""
     book.budget("lab", usd=5).record(usd=1, tags={"arm": "url(http://e/x.png) src=http://e"})
     page = tbl.report(book, by="arm").html
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    styles = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" for style in styles)
+    policy = f"default-src 'none'; style-src {hashes}; base-uri 'none'; form-action 'none'"
+    assert len(styles) == 2
     assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in page
+    assert "style=" not in page  # which the policy would not apply
     ours = page.replace("url(http://e/x.png) src=http://e", "")
     for word in ("http:", "https:", "src=", "url(", "href", "<script", "@import", "<link", "<iframe", "onload"):
         assert word not in ours, word
@@ -350,7 +404,7 @@ def test_a_page_can_be_read_by_everybody(book: tbl.Ledger) -> None:
     assert page.count("<h1>") == 1
     assert page.count("<table>") == page.count("<caption>") == 3
     assert re.findall(r"<th(?! scope=)[^>]*>", page.replace("<thead>", "")) == []
-    assert page.count('role="region" tabindex="0" aria-label=') == 3  # what scrolls can be reached without a mouse
+    assert page.count('role="region" tabindex="0" aria-label=') == 4  # what scrolls can be reached without a mouse
     for rule in ("prefers-color-scheme:dark", "@media print"):
         assert rule in page
     assert re.search(r'<svg role="img" aria-label="[^"]+', page)

@@ -18,7 +18,7 @@ from .balance import Balance
 from .errors import InvalidType, InvalidValue, told
 from .handles import Budget
 from .limits import zone
-from .sources import By, Moment, Source, Where, calls_of, labels, must_have
+from .sources import By, Moment, Source, Where, calls_of, labels, must_have, place_of_source
 from .spending import NEEDED, SUMS, USD, counted, spend
 
 MOST_LABELS = 16
@@ -132,7 +132,7 @@ def gather(
     local = zone(tz or "UTC")
     try:
         calls = calls_of(sources, since=since, until=until, month=month, tz=tz, where=where)
-        rows = _narrow(calls, by).collect()
+        rows = narrow(calls, by).collect()
         table = spend(rows, by=by, every=every, tz=tz)
     except UnicodeEncodeError:
         raise InvalidValue("by or where", "has half a surrogate pair, which no tag or column has") from None
@@ -166,17 +166,26 @@ def gather(
     )
 
 
-# --- its parts ---------------------------------------------------------------------------------------------------------------
+def narrow(calls: pl.LazyFrame, by: By, also: By = None) -> pl.LazyFrame:
+    """Only the columns in use: a report reads each ledger once, and keeps no more of it than it needs.
 
+    Args:
+        calls: of a source, see `calls_of`.
+        by: the labels of the report.
+        also: labels that calls are yet to be chosen by.
 
-def _narrow(calls: pl.LazyFrame, by: By) -> pl.LazyFrame:
-    """Only the columns in use: a report reads each ledger once, and keeps no more of it than it needs."""
+    Raises:
+        InvalidValue: too many labels, or one that is none.
+    """
     must_have(calls, *NEEDED)
     keys = labels(calls, by, ("period", *SUMS))
     if len(keys) > MOST_LABELS:
         raise InvalidValue("by", f"{len(keys)} labels are given; {MOST_LABELS} is the most")
-    used = {name for key in keys for name in key.meta.root_names()} | {*NEEDED, *_MORE}
+    used = {name for key in (*keys, *labels(calls, also)) for name in key.meta.root_names()} | {*NEEDED, *_MORE}
     return calls.select(name for name in calls.collect_schema() if name in used)
+
+
+# --- its parts ---------------------------------------------------------------------------------------------------------------
 
 
 def _must_be_labels(table: pl.DataFrame, keys: Iterable[str]) -> None:
@@ -256,11 +265,12 @@ def _damages(sources: Any) -> list[str]:
 def _budgets(sources: Any) -> pl.DataFrame:
     """A row per budget and limit; of a budget that was given, and all below it, or of whole ledgers."""
     given = _each(sources)
-    whole = {id(each): each for each in given if isinstance(each, HasBudgets)}
+    whole = {place_of_source(each): each for each in given if isinstance(each, HasBudgets)}
     found = {(key, balance.budget): (owner, balance) for key, owner in whole.items() for balance in owner.budgets()}
     for each in given:
-        if isinstance(each, Budget) and id(each.ledger) not in whole:
-            found |= {(id(each.ledger), one.budget): (each.ledger, one) for one in each.ledger.budgets(each.name)}
+        if isinstance(each, Budget) and place_of_source(each.ledger) not in whole:
+            key = place_of_source(each.ledger)
+            found |= {(key, one.budget): (each.ledger, one) for one in each.ledger.budgets(each.name)}
     rows = [row for owner, balance in found.values() for row in _limits(owner, balance)]
     return pl.DataFrame(rows, schema=_BUDGETS, orient="row").sort("ledger", "budget", maintain_order=True)
 

@@ -37,7 +37,7 @@ def chart_svg(figures: Figures) -> str:
         f"{label_text(last, figures.every)} ({figures.tz}); the table below has the numbers."
     )
     return (
-        f'<svg role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="100%" font-size="12">'
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-size="12">'
         f'<text class="quiet" x="0" y="14">USD per {escape(every_text(figures.every))}</text>'
         f"{_grid(top, step)}{bars}{_dates(shown, figures, first, whole, length)}</svg>"
     )

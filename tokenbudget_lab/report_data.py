@@ -64,7 +64,15 @@ def document(figures: Figures) -> dict[str, Any]:
 
 def as_json(figures: Figures) -> str:
     """The document as text, in ASCII."""
-    return json.dumps(document(figures), indent=1, allow_nan=False) + "\n"
+    parts = (f" {json.dumps(name)}: {_lines(value)}" for name, value in document(figures).items())
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    """A value as JSON, a list with one element per line: as legible as with an indent, and written many times as fast."""
+    if not isinstance(value, list) or not value:
+        return json.dumps(value, allow_nan=False)
+    return "[\n  " + ",\n  ".join(json.dumps(each, allow_nan=False) for each in value) + "\n ]"
 
 
 def parquet(figures: Figures) -> bytes:
@@ -98,4 +106,13 @@ def _is_bare(kind: pl.DataType) -> bool:
 
 
 def _rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    return [{name: plain(value) for name, value in row.items()} for row in frame.iter_rows(named=True)]
+    """The rows of a frame; amounts become text column by column, as one by one a million of them would take a minute."""
+    amounts = [name for name, kind in frame.schema.items() if kind == pl.Decimal]
+    texts = (pl.col(name).cast(pl.String) for name in amounts)
+    short = (text.str.replace(r"(\.\d*?)0+$", "$1").str.strip_suffix(".") for text in texts)
+    others = [name for name, kind in frame.schema.items() if kind.is_temporal() or kind.is_float() or kind.is_nested()]
+    found = frame.with_columns(short).to_dicts()
+    for name in others:
+        for row in found:
+            row[name] = plain(row[name])
+    return found

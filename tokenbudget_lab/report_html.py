@@ -6,7 +6,9 @@ What users named is text and nothing else: it is no markup, and no maths for a n
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from html import escape
 from typing import TypeVar
 
@@ -19,6 +21,8 @@ from .report_cells import (
     budget_lines,
     clipped,
     columns,
+    cost_text,
+    digits_for,
     label_text,
     lines,
     numbers,
@@ -30,7 +34,7 @@ from .report_methods import as_of, methods, notes, warnings
 MOST_ROWS, MOST_BUDGETS, MOST_LEDGERS = 500, 100, 10
 MOST_BYTES, _BUDGET_BYTES = 195_000, 20_000
 _FRAME = 4_000  # bytes of a table around its rows, its caption and the row for those left out included
-CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_ON_ONE_LINE = 24  # characters of a label
 T = TypeVar("T")
 _MATHS = str.maketrans({"$": "<span>$</span>", "\\": "<span>\\</span>"})
 _STYLE = """
@@ -53,15 +57,22 @@ max-width:72rem;margin:0 auto;padding:1.5rem}
 .tbl-report td.t{text-align:left;white-space:normal}
 .tbl-report thead th{border-bottom:2px solid var(--quiet);vertical-align:bottom}
 .tbl-report tbody th{font-weight:400;overflow-wrap:anywhere;min-width:6rem}
+.tbl-report th.s{white-space:nowrap}
 .tbl-report tfoot th,.tbl-report tfoot td{font-weight:600;border-top:2px solid var(--quiet)}
 .tbl-report tr.more{background:var(--band);font-style:italic}
 .tbl-report th.n{text-align:right}
-.tbl-report svg{display:block;max-width:56rem;height:auto}
+.tbl-report figure{margin:0}
+.tbl-report svg{display:block;width:100%;min-width:34rem;max-width:56rem;height:auto}
+.tbl-report dl{display:flex;flex-wrap:wrap;gap:.5rem 2.5rem;margin:1rem 0}
+.tbl-report dl div{display:flex;flex-direction:column-reverse}
+.tbl-report dt{color:var(--quiet);font-size:.875rem}
+.tbl-report dd{margin:0;font-size:1.5rem;font-weight:600;line-height:1.2;font-variant-numeric:tabular-nums}
 .tbl-report .bar{fill:var(--bar)}
 .tbl-report .grid{stroke:var(--line)}
 .tbl-report .axis{stroke:var(--quiet)}
 @media print{.tbl-report{--ink:#000;--quiet:#444;--paper:#fff;--line:#bbb;--bar:#0072B2;--warn:#8a3200;--band:#f3f3f3;
 max-width:none;padding:0;font-size:10pt;print-color-adjust:exact}
+.tbl-report svg{min-width:0}.tbl-report th.s{white-space:normal}
 .tbl-report table{font-size:8pt}.tbl-report th,.tbl-report td{padding:.2rem .3rem}.tbl-report .wide{overflow:visible}
 .tbl-report tr,.tbl-report figure{break-inside:avoid}.tbl-report thead{display:table-header-group}
 .tbl-report tfoot{display:table-row-group}.tbl-report h2{break-after:avoid}.tbl-report details{display:none}}
@@ -73,11 +84,17 @@ def page(figures: Figures) -> str:
     """The whole report as a page of its own."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{CSP}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(clipped(figures.title, 200))}</title>\n<style>{_PAGE_STYLE}</style>\n</head>\n<body>\n"
         f"{fragment(figures, 'main')}\n</body>\n</html>\n"
     )
+
+
+def _policy() -> str:
+    """What a browser may do with the page: apply these two styles, known by their hashes, and nothing else."""
+    hashes = " ".join(f"'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'" for style in (_PAGE_STYLE, _STYLE))
+    return f"default-src 'none'; style-src {hashes}; base-uri 'none'; form-action 'none'"
 
 
 def fragment(figures: Figures, element: str = "div", most_rows: int = MOST_ROWS) -> str:
@@ -88,7 +105,7 @@ def fragment(figures: Figures, element: str = "div", most_rows: int = MOST_ROWS)
         f'<{element} class="tbl-report mathjax_ignore tex2jax_ignore"><style>{_STYLE}</style>'
         f"<h1>{_p(clipped(figures.title, 200))}</h1>"
         f'<p class="quiet">{_p(clipped(figures.scope, 400))}{_ledgers(figures)}</p>'
-        f"{warned}<p>{_p(methods(figures))}</p>"
+        f"{warned}{_key_figures(figures)}<p>{_p(methods(figures))}</p>"
         f"{f'<ul>{noted}</ul>' if noted else ''}"
         f"{_chart(figures)}"
     )
@@ -106,6 +123,15 @@ def fragment(figures: Figures, element: str = "div", most_rows: int = MOST_ROWS)
 def _p(text: str) -> str:
     """A text that may have any characters, as text; `$` and the backslash in elements of their own, which typesets nothing."""
     return escape(text).translate(_MATHS)
+
+
+def _key_figures(figures: Figures) -> str:
+    """What one wants to know first: what it came to, and of how many calls."""
+    sums = figures.sums
+    told = [("USD", cost_text(sums, digits_for(sums["cost_usd"]))), ("calls", f"{sums['calls']:,}")]
+    told += [("tokens", f"{sums['tokens']:,}")] if figures.untold_calls < sums["calls"] else []
+    told += [("calls without a price", f"{sums['unpriced_calls']:,}")] if sums["unpriced_calls"] else []
+    return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in told)}</dl>"
 
 
 def _ledgers(figures: Figures) -> str:
@@ -145,9 +171,14 @@ def _heads(names: Sequence[str]) -> str:
 
 def _row(line: Line, span: int = 1, kind: str = "") -> str:
     spanned = f' colspan="{span}"' if span > 1 else ""
-    labels = "".join(f'<th scope="row"{spanned}><bdi>{_p(label)}</bdi></th>' for label in line.labels)
+    labels = "".join(f'<th scope="row"{spanned}{_short(label)}><bdi>{_p(label)}</bdi></th>' for label in line.labels)
     cells = "".join(f"<td>{_p(number)}</td>" for number in line.numbers)
     return f"<tr{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{labels}{cells}</tr>"
+
+
+def _short(label: str) -> str:
+    """What marks a label that stands on one line where there is room to scroll."""
+    return ' class="s"' if len(label) <= _ON_ONE_LINE else ""
 
 
 def _fitting(lines: Iterable[T], row: Callable[[T], str], room: int) -> list[str]:
@@ -177,7 +208,8 @@ def _chart(figures: Figures) -> str:
         rows.insert(0, _row(Line((f"… and {older.height:,} earlier",), numbers(figures, added(older))), 1, "more"))
         told += f" The last {newest.height:,} periods with calls; {older.height:,} earlier ones are summed in the table."
     return (
-        f'<h2>Spend over time</h2><figure style="margin:0">{drawn}<figcaption class="quiet">{told}</figcaption></figure>'
+        f"<h2>Spend over time</h2><figure><div {_region('Chart')}>{drawn}</div>"
+        f'<figcaption class="quiet">{told}</figcaption></figure>'
         f"<details><summary>Numbers of the chart</summary><div {_region('Numbers of the chart')}><table>"
         f"<caption>{told}</caption>"
         f'<thead><tr><th scope="col">Period</th>{_heads(columns(figures))}</tr></thead><tbody>{"".join(rows)}</tbody>'

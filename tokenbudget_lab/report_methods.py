@@ -10,6 +10,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import polars as pl
+
 from .figures import Figures
 from .report_cells import clipped, cost_text, digits_for, usd_text
 
@@ -54,6 +56,7 @@ def notes(figures: Figures) -> list[str]:
         found.append(f"Of the cost, USD {usd_text(unsaid, digits)} has no basis said, and is in none of the three columns.")
     if figures.untold_calls:
         found.append(f"Without token counts: {_counted(figures.untold_calls, 'call')}, in no number of tokens.")
+    found += _same_names(figures)
     unsplit = sums["tokens"] - sums["input_tokens"] - sums["output_tokens"]
     if unsplit:
         found.append(f"{unsplit:,} tokens are counted that are not said to be input or output.")
@@ -67,8 +70,10 @@ def warnings(figures: Figures) -> list[str]:
 
 def over_limit(figures: Figures) -> list[str]:
     """One sentence, or none."""
-    named = list(dict.fromkeys(figures.over["budget"].to_list()))
-    return [f"Over the limit: {_listed(named)}."] if named else []
+    several = figures.budgets["ledger"].n_unique() > 1
+    over = figures.over.select("budget", "ledger").unique(maintain_order=True).rows()
+    named = [f"{budget} in {ledger}" if several else budget for budget, ledger in over]
+    return [f"Over the limit: {_listed(named, 160)}."] if named else []
 
 
 def as_of(figures: Figures) -> str:
@@ -78,6 +83,17 @@ def as_of(figures: Figures) -> str:
 
 
 # --- its parts ---------------------------------------------------------------------------------------------------------------
+
+
+def _same_names(figures: Figures) -> list[str]:
+    """Budgets of several ledgers that one row stands for, because they have the same name."""
+    if "budget" not in figures.keys or "ledger" in figures.keys:
+        return []
+    owners = figures.budgets.select("ledger", "budget").unique().group_by("budget").len()
+    shared = owners.filter(pl.col("len") > 1).sort("budget")["budget"].to_list()
+    if not shared:
+        return []
+    return [f"One row stands for budgets of that name in several ledgers: {_listed(shared)}; by ledger they are told apart."]
 
 
 def _counted(n: int, noun: str) -> str:
@@ -93,9 +109,9 @@ def _models(figures: Figures) -> str:
     return f"{_counted(len(named), 'model')} ({_listed(named)}{rest})"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], most: int = 60) -> str:
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(clipped(name, 60) for name in names[:_NAMED]) + more
+    return ", ".join(clipped(name, most) for name in names[:_NAMED]) + more
 
 
 def _dates(figures: Figures) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_MARKDOWN, MOST_TEX, MOST_BUDGETS = 500, 40, 100
+_NARROW_TEX = 40  # characters of a name in a table for a paper
 _NARROW = 24  # characters of a name that is not folded
 # Entities are text for every reader of Markdown, and `<span>` keeps a notebook from typesetting what stands in it.
 _ENTITIES = {each: f"&#{ord(each)};" for each in "|~^@"} | {each: escape(each) for each in "&<>"}
@@ -34,7 +35,7 @@ _TEX = str.maketrans(
     | {"≥": r"\ensuremath{\geq}", "≤": r"\ensuremath{\leq}", '"': r"{\char34}"}
     | {each: f"{{{each}}}" for each in "[]*"}  # behind the end of a row these would be its options
 )
-_TWINS = re.compile(r"([-'])(?=\1)")  # TeX makes one sign of two of them
+_TWINS = re.compile(r"([-',])(?=\1)")  # TeX makes one sign of two of them
 # Letters that any TeX knows; others are shown by those that know all of Unicode, and by their numbers elsewhere.
 _FOREIGN = re.compile("[^\x00-\x7fÀ-ÏÑ-ÖØ-Ýß-ïñ-öø-ýÿ–…≥≤]+")
 _TEX_CHAR = r"\providecommand{\tblchar}[2]{\ifdefined\directlua#2\else\ifdefined\XeTeXversion#2\else\texttt{#1}\fi\fi}"
@@ -60,7 +61,9 @@ def tex(figures: Figures) -> str:
     r"""A `table` with its caption, and the methods below it; it needs `\usepackage{booktabs}`."""
     heads, rows = _cells(figures, MOST_TEX, brief=True)
     labels = len(figures.keys) or 1
-    body = [f"    {' & '.join(map(_tex, row))} \\\\" for row in rows]
+    narrow = [tuple(clipped(cell, _NARROW_TEX) for cell in row) for row in rows]
+    body = [f"    {' & '.join(map(_tex, row))} \\\\" for row in narrow]
+    titles = [_tex(head) if n < labels else _stacked(head) for n, head in enumerate(heads)]
     end = ["    \\midrule", body.pop()]
     return "\n".join(
         (
@@ -71,7 +74,7 @@ def tex(figures: Figures) -> str:
             f"  \\caption{{{_tex(clipped(figures.title, 200))}}}",
             f"  \\begin{{tabular}}{{{'l' * labels}{'r' * (len(heads) - labels)}}}",
             r"    \toprule",
-            f"    {' & '.join(map(_tex, heads))} \\\\",
+            f"    {' & '.join(titles)} \\\\",
             r"    \midrule",
             *body,
             *end,
@@ -137,6 +140,12 @@ def _pipes(heads: tuple[str, ...], rows: list[tuple[str, ...]], labels: int) -> 
 
 def _md(text: str) -> str:
     return _AT_START.sub(r"\\\1", _LINKS.sub(lambda found: f"&#{ord(found[0])};", text.translate(_MARKDOWN)))
+
+
+def _stacked(head: str) -> str:
+    """A number's head in two lines, as many of them would be wider than a page."""
+    first, space, last = head.partition(" without ") if " without " in head else head.rpartition(" ")
+    return f"\\shortstack[r]{{{_tex(first + space.rstrip())}\\\\{_tex(last)}}}" if space else _tex(head)
 
 
 def _tex(text: str) -> str:

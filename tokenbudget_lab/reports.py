@@ -181,12 +181,15 @@ def writable(path: str | Path, *, force: bool) -> Path:
     target = place(path)
     if target.suffix.lower() not in FORMATS:
         raise InvalidValue("path", f"{told(str(path))} ends with none of {', '.join(FORMATS)}, which say the format")
-    if not target.parent.is_dir():
-        raise InvalidValue("path", f"the folder {target.parent} does not exist")
-    if target.is_dir():
-        raise InvalidValue("path", f"{target} is a folder")
-    if (target.exists() or target.is_symlink()) and not force:
-        raise InvalidValue("path", f"{target} is there already; force replaces it")
+    try:
+        if not target.parent.is_dir():
+            raise InvalidValue("path", f"the folder {target.parent} does not exist")
+        if target.is_dir():
+            raise InvalidValue("path", f"{target} is a folder")
+        if (target.exists() or target.is_symlink()) and not force:
+            raise InvalidValue("path", f"{target} is there already; force replaces it")
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise InvalidValue("path", f"{told(str(path))} cannot be written ({error.strerror})") from None
     return target
 
 

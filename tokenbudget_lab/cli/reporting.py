@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import glob
 import json as encoding
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +50,7 @@ class Read:
         balances: of its budgets.
         damage: why it is not sound; `None` where it is.
         events: how many it has, where it is sound.
+        first: the hash of its first event, which copies of a ledger have in common.
     """
 
     where: str
@@ -57,6 +58,7 @@ class Read:
     balances: list[Balance]
     damage: str | None
     events: int | None
+    first: bytes | None = None
 
     def calls(self) -> Any:
         """Its calls, as a lazy frame."""
@@ -111,9 +113,12 @@ def report(
 
     Ends with 1 if a budget is over its limit, or a ledger is unsound or cannot be read; the others are reported.
     """
-    from tokenbudget_lab.figures import gather
+    import polars as pl
+
+    from tokenbudget_lab.figures import gather, narrow
+    from tokenbudget_lab.frames import schema
     from tokenbudget_lab.reports import Report
-    from tokenbudget_lab.sources import period, span
+    from tokenbudget_lab.sources import calls_of, period, span
 
     when = {"since": since, "until": until, "month": month, "tz": tz}
     span(**when)
@@ -121,10 +126,15 @@ def report(
         period(every, tz)
     conditions, labels = _conditions(where or []), [name for each in by or ["model"] for name in each.split(",") if name]
     files, folders = _targets(output or [], force=force)
-    read, missed = _read_all(_places(ledgers or [], option), when, embedded=embedded, quiet=json)
+
+    def needed(calls: Any) -> Any:
+        return narrow(calls, labels, list(conditions))
+
+    needed(calls_of(pl.DataFrame(schema=schema("calls"))))  # what is wrong with a label is said before there is work to lose
+    read, missed = _read_all(_places(ledgers or [], option), when, needed, embedded=embedded, quiet=json)
     made = None
     if read:
-        gaps = [f"Missing: {where} could not be read ({reason.rstrip('.')})." for where, reason in missed.items()]
+        gaps = [f"Missing: {where} {reason.rstrip('.')}." for where, reason in missed.items()]
         made = Report(gather(read, labels, every=every, **when, where=conditions or None, title=title, gaps=gaps))
     told = _summary(made, read, missed)
     _write(made, files, folders, told, force=force)
@@ -191,22 +201,32 @@ def _targets(given: Sequence[str], *, force: bool) -> tuple[list[Path], list[Pat
 
 
 def _read_all(
-    places: Sequence[str | None], when: dict[str, str | None], *, embedded: bool, quiet: bool
+    places: Sequence[str | None], when: dict[str, str | None], needed: Callable[[Any], Any], *, embedded: bool, quiet: bool
 ) -> tuple[list[Read], dict[str, str]]:
-    """Each ledger in turn; those that cannot be read, by their paths, with the reason."""
+    """Each ledger in turn; those that cannot be read, or are copies of others, by their paths, with the reason."""
     read: list[Read] = []
     missed: dict[str, str] = {}
     with progress(quiet=quiet) as bar:
         for place in places:
             try:
-                read.append(_read(place, when, bar, embedded=embedded))
+                read.append(_read(place, when, needed, bar, embedded=embedded))
             except TokenBudgetError as error:
                 complain(error)
-                missed[redacted(str(place))] = str(error)  # a URL may have a password
-    return read, missed
+                missed[redacted(str(place))] = f"could not be read ({str(error).rstrip('.')})"  # a URL may have a password
+    kept: dict[bytes | None, Read] = {}
+    for each in sorted(read, key=lambda each: each.events or 0, reverse=True):
+        longest = kept.setdefault(each.first, each)
+        if longest is not each and each.first is not None:
+            missed[each.where] = f"is left out: it is a copy of {longest.where}, whose calls would count twice"
+            typer.echo(f"tokenbudget: {escaped(f'{each.where} {missed[each.where]}')}", err=True)
+    return [each for each in read if each.where not in missed], missed
 
 
-def _read(place: str | None, when: dict[str, str | None], bar: Progress, *, embedded: bool) -> Read:
+def _read(
+    place: str | None, when: dict[str, str | None], needed: Callable[[Any], Any], bar: Progress, *, embedded: bool
+) -> Read:
+    import polars as pl
+
     from tokenbudget_lab.sources import calls_of
 
     path = existing(place).file
@@ -216,12 +236,13 @@ def _read(place: str | None, when: dict[str, str | None], bar: Progress, *, embe
         try:
             events = book.verify(lambda done, total: bar.update(task, completed=done, total=total)).events
         except LedgerCorrupt as error:
-            complain(error)
             damage = f"Not sound: {error}" if str(path) in str(error) else f"Not sound: {path}: {error}"
-        frame = calls_of(book, **when).drop("ledger").collect()  # type: ignore[arg-type] # texts, all of them
+            typer.echo(f"tokenbudget: {escaped(damage)}", err=True)  # which of many it is
+        frame = needed(calls_of(book, **when)).drop("ledger", strict=False).collect()  # type: ignore[arg-type] # texts, all of them
+        first = book.events().filter(pl.col("seq") == 1).select("hash").collect()
         balances = book.budgets()
     bar.remove_task(task)
-    return Read(str(path), frame, balances, damage, events)
+    return Read(str(path), frame, balances, damage, events, first.item() if first.height == 1 else None)
 
 
 # --- telling -----------------------------------------------------------------------------------------------------------------
