@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import genai_prices
 import polars as pl
 import pytest
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
+from tests.provider import Provider, failed
 from tests.test_replay import azure  # noqa: F401 - a fixture
 
 HOUR_S = 3600
@@ -450,6 +452,26 @@ def test_lost_spend_says_what_went_wrong(ledger: tbl.Ledger) -> None:
         ("broken", 1, Decimal("0.2"), pytest.approx(0.2)),
         ("unpriced", 1, None, None),
     ]
+
+
+def test_what_the_sdk_tried_again_bought_nothing(ledger: tbl.Ledger, provider: Provider) -> None:
+    """The gateway gave up on the first attempt, which may have been billed; the provider refused the second; the third came.
+
+    And one that broke off for good, on a model of its own, is no retried one.
+    """
+    provider.script(failed(504), failed(429, retry_after=0))
+    plain = anthropic.Anthropic(base_url=provider.url, api_key="none", max_retries=2)
+    with plain:
+        study = ledger.budget("study", usd=5)
+        messages = [{"role": "user", "content": "Once more"}]
+        client = tbl.instrument(plain, study)
+        client.messages.create(model="claude-haiku-5-5", max_tokens=50, messages=ANY(messages))
+    study.record(usd="0.1", tokens=9, basis="estimated").result()
+    calls = ledger.calls().select("sdk_attempt", "state", "basis").collect()
+    assert calls["sdk_attempt"].to_list() == [None, 2, 3, None]
+    told = tbl.lost_spend(ledger)
+    assert dict(told.select("reason", "calls").rows()) == {"retried": 1, "broken": 1}
+    assert tbl.lost_spend(ledger.calls().drop("sdk_attempt")).get_column("reason").to_list().count("retried") == 0
 
 
 def test_the_cache_saved_what_the_catalogue_says(ledger: tbl.Ledger, clock: Clock) -> None:
