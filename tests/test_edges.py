@@ -1,4 +1,4 @@
-"""What is at the edges of data, for every analysis and for the report: a sensible answer, or an error that names what is wrong."""
+"""What is at the edges of data, for every analysis and the report: a sensible answer, or an error that names what is wrong."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ def book() -> Any:
         yield ledger
 
 
+@pytest.mark.filterwarnings("ignore:1 results have no call")
 @each
 def test_an_empty_ledger_has_spent_nothing(book: tbl.Ledger, name: str) -> None:
     """As a ledger, and as the frame of it; with a budget and without one."""

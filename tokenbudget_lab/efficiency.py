@@ -260,7 +260,7 @@ def estimate_error(
 
 
 def _tried_again(calls: pl.LazyFrame) -> list[str]:
-    """The attempts that another one followed: of each retry the latest of the number before, with the same budget and counts."""
+    """The attempts that another one followed: of each retry the latest of the number before with the same budget and counts."""
     alike = ["ledger", "budget", "model", "counted_input_tokens", "max_output_tokens"]
     columns = calls.collect_schema()
     if not all(name in columns for name in (*alike, "sdk_attempt", "reserved", "reservation")):
