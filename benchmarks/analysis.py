@@ -81,6 +81,11 @@ class Events:
         some = "" if upto is None else f"where seq <= {upto}"
         return self.con.cursor().sql(f"select {names} from events {some} order by seq").to_arrow_reader(100_000)  # noqa: S608 - names of our own
 
+    @property
+    def desk(self) -> Events:
+        """Where its rows come from."""
+        return self
+
     def calls(self) -> pl.LazyFrame:
         """One row per call."""
         return frames.calls(self)  # type: ignore[arg-type] # it is asked for rows only

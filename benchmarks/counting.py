@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package beside this file, installed or not
@@ -91,12 +92,13 @@ def measure(lines: Sequence[Line], texts: Texts) -> dict[str, float]:
     return {name: statistics.median(each) for name, each in took.items()}
 
 
-def estimated(count: int) -> dict[str, float]:
+def estimated(count: int, kind: str = "frame") -> dict[str, float]:
     """`tbl.estimate` of so many prompts of two hundred characters: seconds, MB that the process grew by, MB of its result."""
     frame = pl.DataFrame({"prompt": list(short(5_000)) * (count // 5_000)})
     tbl.estimate(frame.head(1_000), model=MODEL, max_output_tokens=200, progress=False)  # what is imported and read once
+    prompts = frame if kind == "frame" else [f"naïve {prompt}" for prompt in frame["prompt"]]  # each a text of its own
     before, start = memory("VmRSS"), time.perf_counter()
-    plan = tbl.estimate(frame, model=MODEL, max_output_tokens=200, progress=False)
+    plan = tbl.estimate(prompts, model=MODEL, max_output_tokens=200, progress=False)
     took = time.perf_counter() - start
     assert plan.calls == count
     return {"s": took, "MB": max(0.0, memory("VmHWM") - before), "result": plan.frame.estimated_size("mb")}
@@ -115,11 +117,11 @@ def main() -> None:
     """Print a table for each kind of text, and how long an estimate takes."""
     out = Console()
     estimated(10_000)  # from here on no memory is claimed for the first time
-    for count in (20_000, 100_000, 500_000):
-        found = estimated(count)
+    for kind, count in product(("frame", "list"), (20_000, 100_000, 500_000)):
+        found = estimated(count, kind)
         promised = " (promised: under 5)" if count == 100_000 else ""
         out.print(
-            f"estimate of {count:,} prompts of 200 characters: {found['s']:.1f} s{promised}, "
+            f"estimate of {count:,} prompts of 200 characters, a {kind}: {found['s']:.1f} s{promised}, "
             f"{found['MB']:.0f} MB more, {found['result']:.0f} of them the result"
         )
     for title, texts in (("bulk text", bulk(3)), ("short prompts", short(5_000))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable
 
@@ -114,6 +115,17 @@ def test_a_text_that_is_cut_where_it_may_be_cut_has_the_same_count(text: str, na
 )
 def test_toktok_counts_any_text_as_tiktoken_does(texts: list[str], name: str) -> None:
     assert tallies(texts, name, "toktok") == [Tally(by_tiktoken(text, name)) for text in texts]
+
+
+@pytest.mark.parametrize("backend", ["tiktoken", "toktok"])
+def test_counting_leaves_the_callers_texts_as_small_as_they_were(backend: tokenizers.Backend) -> None:
+    """Python keeps the UTF-8 of a text beside it once somebody asked; of a data set that would be as much memory again."""
+    texts = [f"naïve 日本 {'façade ' * n}" for n in range(1, 5)]
+    before = [sys.getsizeof(text) for text in texts]
+
+    tallies(texts, "o200k_base", backend)
+
+    assert [sys.getsizeof(text) for text in texts] == before
 
 
 @pytest.mark.parametrize("name", ["o200k_base", "cl100k_base"])

@@ -67,7 +67,7 @@ def spend(
         ...     spend(lab, by="arm").select("arm", "calls", "cost_usd").rows()
         [('a', 1, Decimal('0.500000000000')), ('b', 1, Decimal('0.200000000000'))]
     """
-    calls = counted(calls_of(source, since=since, until=until, month=month, tz=tz, where=where))
+    calls = counted(calls_of(source, since=since, until=until, month=month, tz=tz, where=where, ordered=False))
     keys = labels(calls, by, ("period", *SUMS))
     if every is not None:
         keys.insert(0, period(every, tz))
