@@ -1,9 +1,9 @@
 """Measure the analyses on ten million events: `python benchmarks/analysis.py --help`; `make bench` runs it.
 
 `spend` by day and model stands beside the same question in SQL, asked of the same view of the same DuckDB file by DuckDB
-itself, in turn. A report over ten ledgers, a million events each, is made once, with its page, its table and its JSON. The events
-are written by one SQL statement, without their chain, since only reading them is measured. Peaks of memory are those of a process
-of its own, less what it had before it read anything.
+itself, in turn. A report over ten ledgers, a million events each, is made once, with its page, its table and its JSON. Events
+are written by one SQL statement, without their chain, since only reading them is measured. Peaks of memory are those of a
+process of its own, less what it had before it read anything.
 """
 
 from __future__ import annotations

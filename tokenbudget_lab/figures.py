@@ -131,7 +131,7 @@ def gather(
         raise InvalidType("title", f"{told(title)} is {type(title).__name__}, not a string")
     local = zone(tz or "UTC")
     try:
-        calls = calls_of(sources, since=since, until=until, month=month, tz=tz, where=where)
+        calls = calls_of(sources, since=since, until=until, month=month, tz=tz, where=where, ordered=False)
         rows = narrow(calls, by).collect()
         table = spend(rows, by=by, every=every, tz=tz)
     except UnicodeEncodeError:
@@ -181,8 +181,13 @@ def narrow(calls: pl.LazyFrame, by: By, also: By = None) -> pl.LazyFrame:
     keys = labels(calls, by, ("period", *SUMS))
     if len(keys) > MOST_LABELS:
         raise InvalidValue("by", f"{len(keys)} labels are given; {MOST_LABELS} is the most")
-    used = {name for key in (*keys, *labels(calls, also)) for name in key.meta.root_names()} | {*NEEDED, *_MORE}
-    return calls.select(name for name in calls.collect_schema() if name in used)
+    columns = calls.collect_schema()
+    found = {key.meta.output_name(): key for key in (*keys, *labels(calls, also))}
+    # What a name stands for in tags or origin is taken out of them here: they are the widest columns of all.
+    names = [name for each in (by, also) for name in ([each] if isinstance(each, str) else each or ())]
+    made = {name: found[name] for name in names if isinstance(name, str) and name not in columns}
+    roots = {root for name, key in found.items() if name not in made for root in key.meta.root_names()}
+    return calls.select(*(name for name in columns if name in roots | {*NEEDED, *_MORE}), *made.values())
 
 
 # --- its parts ---------------------------------------------------------------------------------------------------------------

@@ -238,7 +238,7 @@ def _read(
         except LedgerCorrupt as error:
             damage = f"Not sound: {error}" if str(path) in str(error) else f"Not sound: {path}: {error}"
             typer.echo(f"tokenbudget: {escaped(damage)}", err=True)  # which of many it is
-        frame = needed(calls_of(book, **when)).drop("ledger", strict=False).collect()  # type: ignore[arg-type] # texts, all of them
+        frame = needed(calls_of(book, ordered=False, **when)).drop("ledger", strict=False).collect()  # type: ignore[arg-type] # texts, all of them
         first = book.events().filter(pl.col("seq") == 1).select("hash").collect()
         balances = book.budgets()
     bar.remove_task(task)
