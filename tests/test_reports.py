@@ -14,6 +14,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
@@ -24,6 +26,7 @@ from tokenbudget_lab.report_methods import notes, warnings
 from tokenbudget_lab.stores.memory import MemoryStore
 
 LIMIT = 200_000  # bytes of a page
+ANY: Any = lambda value: value  # noqa: E731 - what the types would refuse
 
 
 def opened(clock: Clock) -> tbl.Ledger:
@@ -351,6 +354,47 @@ def test_budgets_of_one_name_in_several_ledgers_are_told_apart(tmp_path: Path) -
         apart = tbl.report([one, two], by=["ledger", "budget"])
         assert apart.table["cost_usd"].to_list() == [7, 1]
         assert not [note for note in notes(apart.figures) if "One row" in note]
+
+
+# --- against plain SQL -------------------------------------------------------------------------------------------------------
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["commit", "rollback", "lose", "record", "open", "unpriced"]), st.integers(0, 10**9),
+              st.sampled_from(["measured", "estimated", "unknown"]), st.sampled_from("ab")),
+    max_size=12,
+)  # fmt: skip
+BY_HAND = """
+select coalesce(sum(usd), 0) as usd, coalesce(sum(usd) filter (basis = 'measured'), 0) as measured,
+       coalesce(sum(usd) filter (basis = 'estimated'), 0) as estimated,
+       coalesce(sum(usd) filter (basis = 'unknown'), 0) as unknown,
+       count(*) filter (requests is not null) as calls, count(*) filter (requests is not null and usd is null) as unpriced
+from (
+    select arg_max_null(usd, seq) as usd, arg_max_null(basis, seq) as basis, arg_max_null(requests, seq) as requests
+    from events where kind in ('committed', 'rolled_back', 'expired', 'recorded', 'adjusted') group by reservation
+)
+"""
+
+
+@settings(deadline=None, max_examples=25)
+@given(STEPS)
+def test_a_report_has_the_sums_of_plain_sql_over_the_events(steps: list[tuple[str, int, str, str]]) -> None:
+    """Whatever became of the calls: to the last digit, each basis by itself, and calls without a price apart."""
+    with tbl.connect(":memory:") as ledger:
+        lab = ledger.budget("lab", limits=[])
+        for what, pico, basis, arm in steps:
+            usd, tags = Decimal(pico).scaleb(-12), {"arm": arm}
+            if what in ("record", "unpriced"):
+                given_usd = None if what == "unpriced" else usd
+                lab.record(usd=given_usd, tokens=3, basis=ANY(basis), tags=tags).result()
+                continue
+            call = lab.reserve_sync(usd=usd, tokens=3, tags=tags, if_lost="count")
+            if what != "open":
+                {"commit": lambda c=call, u=usd: c.commit(usd=u), "rollback": call.rollback, "lose": call.lose}[what]().result()
+        told = tbl.report(ledger, by="arm")
+        plain, total = ledger.sql(BY_HAND).row(0, named=True), told.figures.sums
+    assert (plain["usd"], plain["calls"], plain["unpriced"]) == (total["cost_usd"], total["calls"], total["unpriced_calls"])
+    for basis in ("measured", "estimated", "unknown"):
+        assert plain[basis] == total[f"{basis}_usd"] == told.table[f"{basis}_usd"].sum() == told.periods[f"{basis}_usd"].sum()
 
 
 # --- size --------------------------------------------------------------------------------------------------------------------
