@@ -150,8 +150,9 @@ def test_a_tex_table_has_a_cell_for_each_value_and_no_command_of_others(told: tb
     assert "\\tblchar{U+1F389}{🎉}" in tex
 
 
-def test_twins_are_no_dash_in_tex() -> None:
+def test_twins_are_no_dash_and_no_quotation_mark_in_tex() -> None:
     assert "a-{}-b" in tbl.report(calls(1, model=["a--b"])).tex
+    assert "a,{},b" in tbl.report(calls(1, model=["a,,b"])).tex  # a low quotation mark in T1
 
 
 def test_csv_has_no_formula_and_exact_numbers(told: tbl.Report) -> None:

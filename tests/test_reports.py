@@ -9,6 +9,7 @@ import runpy
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -389,7 +390,8 @@ def test_a_report_has_the_sums_of_plain_sql_over_the_events(steps: list[tuple[st
                 continue
             call = lab.reserve_sync(usd=usd, tokens=3, tags=tags, if_lost="count")
             if what != "open":
-                {"commit": lambda c=call, u=usd: c.commit(usd=u), "rollback": call.rollback, "lose": call.lose}[what]().result()
+                ends: dict[str, Any] = {"commit": partial(call.commit, usd=usd), "rollback": call.rollback, "lose": call.lose}
+                ends[what]().result()
         told = tbl.report(ledger, by="arm")
         plain, total = ledger.sql(BY_HAND).row(0, named=True), told.figures.sums
     assert (plain["usd"], plain["calls"], plain["unpriced"]) == (total["cost_usd"], total["calls"], total["unpriced_calls"])
