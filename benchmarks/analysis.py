@@ -1,8 +1,9 @@
 """Measure the analyses on ten million events: `python benchmarks/analysis.py --help`; `make bench` runs it.
 
 `spend` by day and model stands beside the same question in SQL, asked of the same view of the same DuckDB file by DuckDB
-itself, in turn. The events are written by one SQL statement, without their chain, since only reading them is measured. Peaks of
-memory are those of a process of its own, less what it had before it read anything.
+itself, in turn. A report over ten ledgers, a million events each, is made once, with its page, its table and its JSON. Events
+are written by one SQL statement, without their chain, since only reading them is measured. Peaks of memory are those of a
+process of its own, less what it had before it read anything.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tokenbudget_lab.rows import COLUMNS
 from tokenbudget_lab.stores.duckdb import _as_text
 
 ROUNDS, PROMISED = 3, 3.0
+LEDGERS, REPORT_S = 10, 20
 THIRTY_DAYS_US = 30 * 86_400 * 1_000_000
 WHAT = {
     "by hand": "the same in SQL, by DuckDB itself",
@@ -130,22 +132,62 @@ def measure(path: Path, what: str) -> dict[str, float]:
         return {"s": statistics.median(took), "MB": memory("VmHWM") - before}
 
 
+def measure_report(folder: Path) -> dict[str, float]:
+    """Seconds, those of the processor, and megabytes of one report over all the files of a folder, by model and arm."""
+    lots, before = [], memory("VmRSS")
+    for path in sorted(folder.glob("*.duckdb")):
+        con = duckdb.connect(path, read_only=True)
+        con.execute("set TimeZone = 'UTC'")
+        lots.append(Events(con, str(path)))
+    start, busy = time.perf_counter(), time.process_time()
+    told = tbl.report(lots, by=["model", "arm"], month="2026-11")
+    written = told.html, told.csv, told.json
+    took, cpu = time.perf_counter() - start, time.process_time() - busy
+    assert all(written)
+    return {"s": took, "cpu_s": cpu, "calls": told.total["calls"].item(), "MB": memory("VmHWM") - before}
+
+
+def asked_apart(path: Path, what: str) -> dict[str, float]:
+    """What a process of its own measures."""
+    command = [sys.executable, __file__, "--measure", str(path), what]
+    told: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    return told
+
+
+def report_table(found: dict[str, float], events: int) -> Table:
+    """What a report took."""
+    table = Table("question", "s", "CPU s", "promised", "MB at most", title=f"{LEDGERS} ledgers of {events:,} events")
+    table.add_row(
+        f"tbl.report by model and arm, {found['calls']:,.0f} calls",
+        *(f"{found['s']:.1f}", f"{found['cpu_s']:.1f}", f"{REPORT_S} s", f"{found['MB']:,.0f}"),
+    )
+    return table
+
+
 def main() -> None:
     """Print a table; or, in a process of its own, measure one question."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=10_000_000)
+    parser.add_argument("--report-events", type=int, default=1_000_000, help="of each of the ledgers that are reported")
+    parser.add_argument("--only-report", action="store_true", help="leave the others out")
     parser.add_argument("--measure", nargs=2, metavar=("FILE", "WHAT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
-        print(json.dumps(measure(Path(given.measure[0]), given.measure[1])))
+        where, what = given.measure
+        print(json.dumps(measure_report(Path(where)) if what == "report" else measure(Path(where), what)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for n in range(LEDGERS):
+            make(Path(folder, f"{n}.duckdb"), given.report_events)
+        Console().print(report_table(asked_apart(Path(folder), "report"), given.report_events))
+    if given.only_report:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "events.duckdb")
         make(path, given.events)
         found = {}
         for what in WHAT:
-            command = [sys.executable, __file__, "--measure", str(path), what]
-            found[what] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+            found[what] = asked_apart(path, what)
         table = Table("question", "s", "times DuckDB's own", "promised", "MB at most", title=f"{given.events:,} events")
         for what, told in WHAT.items():
             peer = found["calls by hand" if what.startswith("calls") else "by hand"]["s"]

@@ -14,8 +14,8 @@
 # # Where did the money go
 #
 # An experiment is over: two ways of asking, two models, forty questions each. This notebook goes from its ledger to the table in
-# the paper: what each condition cost and how sure that is, what a correct answer cost, and what was held for nothing. Everything here runs without a key: `tbl.demo_client()` is Anthropic's own client, answered by a small
-# server on this machine.
+# the paper: what each condition cost and how sure that is, what a correct answer cost, what was held for nothing, and the report.
+# Everything here runs without a key: `tbl.demo_client()` is Anthropic's own client, answered by a small server on this machine.
 
 # %%
 import tempfile
@@ -46,7 +46,10 @@ async def ask(model, condition, n):
 
 conditions = [(model, condition) for model in MODELS for condition in ("zero-shot", "few-shot")]
 answers = await tbl.gather(
-    *(lambda m=m, c=c, n=n: ask(m, c, n) for m, c in conditions for n in range(40)), budget=study, concurrency=16, progress=False
+    *(lambda m=m, c=c, n=n: ask(m, c, n) for m, c in conditions for n in range(40)),
+    budget=study,
+    concurrency=16,
+    progress=False,
 )
 results = pl.DataFrame(answers)
 study
@@ -67,8 +70,10 @@ tbl.spend(ledger, by=["model", "condition"]).select(
 
 # %%
 tbl.compare(ledger, "condition", baseline="zero-shot", where={"model": MODELS[1]}).select(
-    "condition", "units",
-    pl.col("mean_usd", "mean_lower_usd", "mean_upper_usd").round(6), pl.col("ratio", "ratio_lower", "ratio_upper").round(2),
+    "condition",
+    "units",
+    pl.col("mean_usd", "mean_lower_usd", "mean_upper_usd").round(6),
+    pl.col("ratio", "ratio_lower", "ratio_upper").round(2),
 )
 
 # %% [markdown]
@@ -106,11 +111,37 @@ on_opus = tbl.reprice(calls, model="claude-opus-5-5")["repriced_usd"].sum()
 print(f"as it was ${study.balance.committed_usd:.4f}, as a batch ${as_batch:.4f}, on Opus ${on_opus:.4f}")
 
 # %% [markdown]
-# ## The table for the paper
+# ## What would a hundred more calls of a kind cost?
 #
-# Every analysis is a Polars frame: written as CSV, or handed to whatever makes your tables.
+# `forecast` has the rate, when the limit is reached, and what planned calls will take, nine times in ten.
 
 # %%
-table = per_correct.select("model", "condition", "items", pl.col("mean_score").round(2), "cost_usd", pl.col("cost_per_score_usd").round(5))
-print(table.write_csv())
+tbl.forecast(study, calls=100, where={"condition": "few-shot", "model": MODELS[1]}).select(
+    "budget", pl.col("left", "planned", "planned_lower", "planned_upper").round(3), "fits"
+)
+
+# %% [markdown]
+# ## The table and the sentences for the paper
+#
+# A report is read once and has every format: a page for the group, a `booktabs` table, CSV, JSON, Parquet. `report.table` is the
+# frame behind it, with exact amounts, and `report.methods` the sentences; what would be estimated, unknown or without a price is
+# said in both.
+
+# %%
+report = tbl.report(ledger, by=["model", "condition"], title="What the conditions cost")
+report.table.select("model", "condition", "calls", "input_tokens", "output_tokens", "cost_usd")
+
+# %%
+print(report.methods)
+
+# %%
+print(report.tex)
+
+# %% [markdown]
+# The page has no script and asks for nothing, so it can be mailed. The command line makes the same of any number of ledgers:
+# `tokenbudget report 'runs/*.duckdb' --by model,condition -o report.html`.
+
+# %%
+page = report.save(folder / "report.html")
+print(page.name, f"{page.stat().st_size / 1000:.0f} kB")
 ledger.close()

@@ -9,9 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import genai_prices
 import polars as pl
 import pytest
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 
 import tokenbudget_lab as tbl
 from tests.conftest import Clock
+from tests.provider import Provider, failed
 from tests.test_replay import azure  # noqa: F401 - a fixture
 
 HOUR_S = 3600
@@ -77,12 +80,14 @@ def test_a_window_that_ends_before_is_not_run_out_of(ledger: tbl.Ledger, clock: 
     assert by_window[""]["runs_out"] > clock.now
 
 
-def test_nothing_spent_has_no_forecast_and_no_limit_no_row(ledger: tbl.Ledger) -> None:
+def test_nothing_spent_has_no_forecast_and_no_limit_nothing_left(ledger: tbl.Ledger) -> None:
     lab, free = ledger.budget("lab", usd=1), ledger.budget("free", limits=[])
     row = tbl.forecast(lab, calls=5).row(0, named=True)
     assert (row["rate_per_h"], row["runs_out"], row["planned"], row["fits"]) == (0.0, None, None, None)
-    assert tbl.forecast(free).is_empty()
-    assert tbl.pace(free).is_empty()
+    free.record(usd="0.5", tokens=9)
+    row = tbl.forecast(free, calls=2).row(0, named=True)
+    assert (row["budget"], row["left"], row["runs_out"], row["planned"], row["fits"]) == ("free", None, None, 1.0, None)
+    assert tbl.pace(free).select("limit", "committed", "used", "pace").rows() == [(None, 0.5, None, None)]
 
 
 def test_planned_calls_cost_what_such_calls_cost(ledger: tbl.Ledger) -> None:
@@ -137,12 +142,85 @@ def test_a_budget_burns_down_call_by_call(ledger: tbl.Ledger, clock: Clock) -> N
     assert rows["committed"].to_list() == [0, 1, Decimal("2.5")]
 
 
+def as_source(kind: str, ledger: tbl.Ledger) -> Any:
+    """The same calls by another way."""
+    frame = ledger.calls().collect()
+    return {"ledger": ledger, "list": [ledger], "frame": frame, "lazy": frame.lazy(), "pandas": frame.to_pandas()}[kind]
+
+
+@pytest.mark.parametrize("kind", ["ledger", "list", "frame", "lazy", "pandas"])
+def test_any_source_has_a_pace_and_a_forecast_of_a_limit_that_is_said(
+    ledger: tbl.Ledger, clock: Clock, kind: str, tmp_path: Path
+) -> None:
+    """A cent a minute, two hours long, in a budget without a limit; of a hundred dollars, for four hours.
+
+    The limit is said, so that every source has the same answer, and that is the one of a budget which has this limit.
+    """
+    lab = evenly(ledger, clock, 2)
+    source, end = as_source(kind, ledger), clock.now + timedelta(hours=2)
+    analyses: list[Callable[..., pl.DataFrame]] = [
+        partial(tbl.forecast, calls=10), partial(tbl.pace, until=end), partial(tbl.burn_down, until=end)
+    ]  # fmt: skip
+    for analysis in analyses:
+        told, own = (frame.drop("budget", strict=False) for frame in (analysis(source, limit_usd=100), analysis(lab)))
+        assert told.equals(own)
+
+
+@pytest.mark.parametrize("kind", ["frame", "pandas"])
+def test_a_frame_without_a_limit_has_what_was_used_and_what_planned_calls_will_cost(ledger: tbl.Ledger, kind: str) -> None:
+    lab = ledger.budget("lab", usd=10)
+    for usd in ("0.10", "0.30"):
+        record(lab, usd)
+    source = as_source(kind, ledger)
+    assert tbl.pace(source).select("budget", "limit", "committed", "pace").rows() == [(None, None, 0.4, None)]
+    row = tbl.forecast(source, calls=100).row(0, named=True)
+    assert (row["left"], row["runs_out"], row["planned"], row["fits"]) == (None, None, pytest.approx(20), None)
+    assert tbl.burn_down(source).select("committed", "left").rows()[-1] == (Decimal("0.4"), None)
+
+
+def test_a_ledger_has_the_limits_of_its_open_budgets_each_once(ledger: tbl.Ledger) -> None:
+    """So has a list of budgets, whose ancestors are the same one."""
+    ledger.budget("lab", usd=10)
+    one, two = ledger.budget("lab/one", usd=5), ledger.budget("lab/two", tokens=99)
+    ledger.budget("old", usd=1).close()
+    record(one, "1")
+    for analysis in (tbl.pace, tbl.forecast):
+        wanted = [("lab", "usd"), ("lab/one", "usd"), ("lab/two", "tokens")]
+        assert sorted(analysis(ledger).select("budget", "resource").rows()) == wanted
+        assert sorted(analysis([one, two]).select("budget", "resource").rows()) == wanted
+        assert sorted(analysis([ledger, one]).select("budget", "resource").rows()) == wanted
+
+
+def test_only_calls_of_a_time_and_condition_count_where_it_is_said(ledger: tbl.Ledger, clock: Clock) -> None:
+    """A limit without a window for the month of December: at noon of the 16th half of it is over, a fifth of $5 is used.
+
+    30 Nov   $2 arm a
+     2 Dec   $1 arm a
+     3 Dec   $4 arm b
+    """
+    lab = ledger.budget("lab", usd=5)
+    clock.set("2026-12-16 12:00")
+    for day, usd, arm in (("2026-11-30", 2, "a"), ("2026-12-02", 1, "a"), ("2026-12-03", 4, "b")):
+        lab.record(usd=usd, tokens=9, at=datetime.fromisoformat(day).replace(tzinfo=UTC), tags={"arm": arm}).result()
+    row = tbl.pace(lab, month="2026-12", where={"arm": "a"}).row(0, named=True)
+    assert (row["committed"], row["used"], row["elapsed"], row["pace"]) == (1.0, 0.2, 0.5, 0.4)
+    assert tbl.pace(lab, month="2026-12").item(0, "committed") == 5
+    assert tbl.pace(lab).item(0, "committed") == 7
+    left = tbl.burn_down(lab, month="2026-12", where={"arm": "a"})
+    assert left.select("left", "even_left").row(0) == (Decimal(5), 5.0)
+    assert left.item(-1, "left") == 4
+    assert tbl.forecast(lab, calls=3, month="2026-12", where={"arm": "a"}).item(0, "planned") == 3
+
+
 @pytest.mark.parametrize(
     ("analysis", "said"),
     [
-        (lambda lab, free: tbl.burn_down(free), "no limit of usd"),
+        (lambda lab, free: tbl.burn_down(free), "no limit of usd; give limit_usd="),
+        (lambda lab, free: tbl.burn_down(lab, resource="tokens", limit_usd=1), "is in USD"),
+        (lambda lab, free: tbl.pace([lab, lab.ledger.calls()]), "a frame has no limit"),
+        (lambda lab, free: tbl.pace(lab, limit_usd=-1), "limit_usd"),
         (lambda lab, free: tbl.burn_down(lab, resource=ANY("euro")), "none of usd"),
-        (lambda lab, free: tbl.pace(ANY("lab")), "give a budget"),
+        (lambda lab, free: tbl.pace(ANY("lab")), "give a ledger, a budget"),
         (lambda lab, free: tbl.forecast(lab, over=ANY(3600)), "not a timedelta"),
         (lambda lab, free: tbl.forecast(lab, over=timedelta(0)), "too short"),
         (lambda lab, free: tbl.forecast(lab, calls=-1), "calls"),
@@ -374,6 +452,26 @@ def test_lost_spend_says_what_went_wrong(ledger: tbl.Ledger) -> None:
         ("broken", 1, Decimal("0.2"), pytest.approx(0.2)),
         ("unpriced", 1, None, None),
     ]
+
+
+def test_what_the_sdk_tried_again_bought_nothing(ledger: tbl.Ledger, provider: Provider) -> None:
+    """The gateway gave up on the first attempt, which may have been billed; the provider refused the second; the third came.
+
+    And one that broke off for good, on a model of its own, is no retried one.
+    """
+    provider.script(failed(504), failed(429, retry_after=0))
+    plain = anthropic.Anthropic(base_url=provider.url, api_key="none", max_retries=2)
+    with plain:
+        study = ledger.budget("study", usd=5)
+        messages = [{"role": "user", "content": "Once more"}]
+        client = tbl.instrument(plain, study)
+        client.messages.create(model="claude-haiku-5-5", max_tokens=50, messages=ANY(messages))
+    study.record(usd="0.1", tokens=9, basis="estimated").result()
+    calls = ledger.calls().select("sdk_attempt", "state", "basis").collect()
+    assert calls["sdk_attempt"].to_list() == [None, 2, 3, None]
+    told = tbl.lost_spend(ledger)
+    assert dict(told.select("reason", "calls").rows()) == {"retried": 1, "broken": 1}
+    assert tbl.lost_spend(ledger.calls().drop("sdk_attempt")).get_column("reason").to_list().count("retried") == 0
 
 
 def test_the_cache_saved_what_the_catalogue_says(ledger: tbl.Ledger, clock: Clock) -> None:

@@ -35,6 +35,7 @@ COMMANDS = [
     "clock accept",
     "vendor-encodings",
     "estimate",
+    "report",
 ]
 
 

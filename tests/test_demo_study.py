@@ -59,7 +59,7 @@ def test_the_closing_screen_fits_a_terminal_and_says_what_to_do_next(report: stu
     table = [line for line in lines if line.startswith(("Condition", "zero-shot", "few-shot", "chain-of-thought"))]
     assert len(table) == 4
     assert max(map(len, table)) <= 80
-    assert [line.split()[1] for line in lines if line.startswith("  tokenbudget")] == ["status", "sql", "verify"]
+    assert [line.split()[1] for line in lines if line.startswith("  tokenbudget")] == ["status", "report", "sql", "verify"]
 
 
 def test_the_command_shows_the_balance_moving_in_plain_lines(tmp_path: Path) -> None:

@@ -37,12 +37,12 @@ PINNED = {
     "input_tokens Int64, output_tokens Int64, cache_read_tokens Int64, cache_write_tokens Int64, reasoning_tokens Int64, "
     "expires Instant, provider String, model String, response_id String, origin String, tags Tags, detail String, hash Binary",
     "calls": "seq Int64, reservation String, budget String, state String, reserved Instant, spent_at Instant, ended Instant, "
-    "latency_s Float64, expires Instant, held_usd USD, held_tokens Int64, held_requests Int64, counted_input_tokens Int64, "
-    "max_output_tokens Int64, counted_by String, reserved_usd USD, reserved_tokens Int64, reserved_requests Int64, cost_usd "
-    "USD, tokens Int64, requests Int64, basis String, input_tokens Int64, output_tokens Int64, cache_read_tokens Int64, "
-    "cache_write_tokens Int64, cache_write_1h_tokens Int64, reasoning_tokens Int64, web_searches Int64, context String, "
-    "prices String, priced_as String, above Int64, late Boolean, overrun Boolean, provider String, model String, "
-    "response_id String, key String, tags Tags, origin String",
+    "latency_s Float64, expires Instant, held_usd USD, held_tokens Int64, held_requests Int64, counted_input_tokens "
+    "Int64, max_output_tokens Int64, counted_by String, sdk_attempt Int64, reserved_usd USD, reserved_tokens Int64, "
+    "reserved_requests Int64, cost_usd USD, tokens Int64, requests Int64, basis String, input_tokens Int64, "
+    "output_tokens Int64, cache_read_tokens Int64, cache_write_tokens Int64, cache_write_1h_tokens Int64, "
+    "reasoning_tokens Int64, web_searches Int64, context String, prices String, priced_as String, above Int64, late "
+    "Boolean, overrun Boolean, provider String, model String, response_id String, key String, tags Tags, origin String",
     "reservations": "reservation String, budget String, reserved Instant, expires Instant, reserved_usd USD, "
     "reserved_tokens Int64, reserved_requests Int64, provider String, model String, key String, tags Tags",
     "balances": "budget String, committed_usd USD, reserved_usd USD, committed_tokens Int64, reserved_tokens Int64, "

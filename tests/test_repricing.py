@@ -142,11 +142,32 @@ def test_frames_lazy_or_not_are_taken_and_keep_their_columns(ledger: tbl.Ledger,
     assert (none.height, none.schema["repriced_usd"]) == (0, pl.Decimal(38, 12))
 
 
+def test_a_list_is_priced_by_the_prices_of_each_ledger(ledger: tbl.Ledger, study: tbl.Budget) -> None:
+    """One knows a price of its own for a model that the catalogue does not have; a frame has the catalogue's."""
+    ledger.set_price("qwen-local", input_usd_per_mtok=1, output_usd_per_mtok=1)
+    study.record(tbl.Usage(500_000, 500_000), model="claude-sonnet-5-5").result()
+    with tbl.connect(":memory:") as other:
+        other.set_price("qwen-local", input_usd_per_mtok=3, output_usd_per_mtok=3)
+        other.budget("lab", limits=[]).record(tbl.Usage(500_000, 500_000), model="claude-sonnet-5-5").result()
+        frame = ledger.calls().collect().to_pandas()
+        found = tbl.reprice([study, ledger, other, frame], model="qwen-local")
+    assert found["repriced_usd"].to_list() == [Decimal(1), Decimal(3), None]
+    assert found["ledger"].null_count() == 1
+
+
+def test_calls_to_reprice_are_chosen_as_for_other_analyses(ledger: tbl.Ledger, study: tbl.Budget) -> None:
+    for arm in ("a", "b"):
+        study.record(tbl.Usage(1_000, 1_000), model="claude-sonnet-5-5", tags={"arm": arm}).result()
+    assert tbl.reprice(study, where={"arm": "b"}).height == 1
+    assert tbl.reprice(study, until="2020-01-01").height == 0
+
+
 @pytest.mark.parametrize(
     ("what", "how", "wrong"),
     [
         (7, {}, "calls"),
-        (pl.DataFrame({"model": ["x"]}), {}, "input_tokens"),
+        (pl.DataFrame({"model": ["x"]}), {}, "spent_at"),
+        (pl.DataFrame({"model": ["x"], "spent_at": [NOVEMBER]}), {}, "input_tokens"),
         (None, {"at": datetime(2026, 11, 20)}, "at"),  # noqa: DTZ001 - it has none
         (None, {"batch": "yes"}, "batch"),
         (None, {"tier": 7}, "tier"),

@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from .pricing import worst_case as worst_case
     from .replies import read_reply as read_reply
     from .reported import Reported as Reported
+    from .reports import Report as Report
+    from .reports import report as report
     from .repricing import reprice as reprice
     from .reservation import Counted as Counted
     from .reservation import Receipt as Receipt
@@ -93,6 +95,7 @@ _HOMES = {
     "OpenAITokenCounter": "counters.openai",
     "Prices": "pricing",
     "Receipt": "reservation",
+    "Report": "reports",
     "Reported": "reported",
     "Reservation": "reservation",
     "TokenCounter": "counter",
@@ -110,6 +113,7 @@ _HOMES = {
     "instrument": "instrumenting",
     "read_export": "frames",
     "read_reply": "replies",
+    "report": "reports",
     "reprice": "repricing",
     "spend": "spending",
     "tag": "frames",

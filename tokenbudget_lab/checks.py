@@ -16,7 +16,7 @@ MIN_TIMEOUT_S, MAX_TIMEOUT_S = 1.0, 48 * 3600.0
 COLUMN_NAMES = frozenset(FIELDS) | {
     "above", "cache_write_1h_tokens", "context", "cost_usd", "counted_by", "counted_input_tokens", "ended", "held_requests",
     "late", "latency_s", "max_output_tokens", "overrun", "priced_as", "prices", "reserved", "reserved_requests",
-    "reserved_tokens", "reserved_usd", "spent_at", "state", "web_searches",
+    "reserved_tokens", "reserved_usd", "sdk_attempt", "spent_at", "state", "web_searches",
 }  # fmt: skip
 
 

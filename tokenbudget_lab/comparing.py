@@ -79,21 +79,21 @@ def compare(
     if per is not None and units.get_column("_unit").null_count():
         missing = units.filter(pl.col("_unit").is_null()).get_column("calls").sum()
         raise InvalidValue("per", f"{missing:,} calls have no {told(per)}; leave them out with where=")
-    conditions = units.partition_by(names, as_dict=True, maintain_order=True)
-    drawn = {key: _draws(_costs(rows), f"{seed} {key}") for key, rows in conditions.items()}
+    conditions = _sides(units, names)
+    keys_told = conditions.select(names).rows()
+    drawn = {key: _draws(costs, f"{seed} {key}") for key, costs in zip(keys_told, conditions.get_column("_costs"), strict=True)}
     if baseline is not None and (len(names) != 1 or (baseline,) not in drawn):
         known = names_told([str(key[0]) for key in drawn])
         raise InvalidValue("baseline", f"{told(baseline)} is no condition; there are {known}")
-    rows = [
-        (*key, *_side(rows, drawn[key]), *(_ratio(drawn[key], drawn[(baseline,)]) if baseline is not None else ()))
-        for key, rows in conditions.items()
-    ]
-    number = pl.Float64
-    kinds: dict[str, Any] = {name: units.schema[name] for name in names}
-    kinds |= {"calls": pl.Int64, "units": pl.Int64, "cost_usd": USD}
-    kinds |= dict.fromkeys(("mean_usd", "mean_lower_usd", "mean_upper_usd"), number) | {"unpriced_calls": pl.Int64}
-    kinds |= dict.fromkeys(("ratio", "ratio_lower", "ratio_upper"), number) if baseline is not None else {}
-    return pl.DataFrame(rows, schema=kinds, orient="row").sort("mean_usd", *names, nulls_last=True)
+    means = ("mean_usd", "mean_lower_usd", "mean_upper_usd")
+    added = [_columns(means, [_interval(drawn[key]) for key in keys_told])]
+    if baseline is not None:
+        ratios = ("ratio", "ratio_lower", "ratio_upper")
+        added.append(_columns(ratios, [_ratio(drawn[key], drawn[(baseline,)]) for key in keys_told]))
+    table = pl.concat([conditions.drop("_costs"), *added], how="horizontal")
+    order = [*names, "calls", "units", "cost_usd", *means, "unpriced_calls"]
+    order += ["ratio", "ratio_lower", "ratio_upper"] if baseline is not None else []
+    return table.select(order).sort("mean_usd", *names, nulls_last=True)
 
 
 def cost_per(
@@ -272,17 +272,30 @@ def _units(calls: pl.LazyFrame, keys: list[pl.Expr], per: str | None) -> pl.Lazy
     return calls.group_by(*keys, label(calls, per).alias("_unit")).agg(pl.len().alias("calls"), whole)
 
 
-def _costs(rows: pl.DataFrame) -> pl.Series:
-    return rows.get_column("cost_usd").drop_nulls().cast(pl.Float64)
+def _sides(units: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    """A row per condition: its sums, and `_costs`, the known ones of its units."""
+    known = pl.col("cost_usd").is_not_null()
+    return units.group_by(names, maintain_order=True).agg(
+        pl.col("calls").filter(known).sum().cast(pl.Int64),
+        known.sum().cast(pl.Int64).alias("units"),
+        pl.col("calls").filter(~known).sum().cast(pl.Int64).alias("unpriced_calls"),
+        pl.col("cost_usd").drop_nulls().cast(pl.Float64).alias("_costs"),
+        pl.col("cost_usd").sum().cast(USD).alias("cost_usd"),
+    )
+
+
+def _columns(names: Sequence[str], rows: list[tuple[float | None, float | None, float | None]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.Float64), orient="row")
 
 
 def _draws(costs: pl.Series, seed: str) -> list[float] | None:
     """The means of the draws, the mean itself first; `None` of no units, and only the mean of one."""
     if not len(costs):
         return None
-    mean, chance = fmean(costs), random.Random(seed)  # noqa: S311 - no secrets
+    mean = fmean(costs)
     if len(costs) == 1:
         return [mean]
+    chance = random.Random(seed)  # noqa: S311 - no secrets
     if len(costs) >= _MANY:
         error = stdev(costs) / math.sqrt(len(costs))
         return [mean, *(chance.gauss(mean, error) for _ in range(RESAMPLES))]
@@ -300,12 +313,8 @@ def _between(draws: Sequence[float]) -> tuple[float | None, float | None]:
     return ordered[round(0.025 * (len(ordered) - 1))], ordered[round(0.975 * (len(ordered) - 1))]
 
 
-def _side(rows: pl.DataFrame, draws: list[float] | None) -> tuple[Any, ...]:
-    costs = rows.get_column("cost_usd")
-    unpriced = int(rows.filter(pl.col("cost_usd").is_null()).get_column("calls").sum())
-    mean = None if draws is None else draws[0]
-    sums = (int(rows.get_column("calls").sum()) - unpriced, len(costs) - costs.null_count(), costs.sum())
-    return (*sums, mean, *_between((draws or [0.0])[1:]), unpriced)
+def _interval(draws: list[float] | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if draws is None else (draws[0], *_between(draws[1:]))
 
 
 def _ratio(draws: list[float] | None, base: list[float] | None) -> tuple[float | None, float | None, float | None]:

@@ -92,9 +92,10 @@ def lost_spend(
 ) -> pl.DataFrame:
     """Money that may have bought nothing, by what went wrong.
 
-    `lost`: nobody heard of the call again, and its whole hold counts. `broken`: a stream broke off or was left, and what it
-    used was estimated. `unknown`: it ended, and what it used cannot be told. `unpriced`: it counts, and there was no price for
-    it. A retry is a call of its own, so that what it replaces stands here, if it cost anything.
+    `retried`: it went wrong in any of the ways below, and the SDK sent it again; each attempt is a call of its own, and this
+    one bought nothing. `lost`: nobody heard of the call again, and its whole hold counts. `broken`: a stream broke off or was
+    left, and what it used was estimated. `unknown`: it ended, and what it used cannot be told. `unpriced`: it counts, and there
+    was no price for it. Which attempt a retry replaces is the latest before it with the same budget, model and counts.
 
     Args:
         source: a ledger, a budget, an export, a frame of calls, or a list of these.
@@ -114,11 +115,15 @@ def lost_spend(
         ...     lost_spend(lab).rows()
         [('broken', 1, Decimal('0.100000000000'), 0.25)]
     """
-    calls = counted(calls_of(source, since=since, until=until, month=month, tz=tz, where=where))
+    every = calls_of(source, since=since, until=until, month=month, tz=tz, where=where)
+    calls = counted(every)
     must_have(calls, "state", "basis", "cost_usd")
     keys = labels(calls, by, ("reason", "calls", "cost_usd", "share"))
+    wrong = (pl.col("state") == "counted") | pl.col("basis").is_in(["estimated", "unknown"])
+    again = _tried_again(every)
     reason = (
-        pl.when(pl.col("state") == "counted").then(pl.lit("lost"))
+        pl.when(wrong & (pl.col("reservation").is_in(again) if again else pl.lit(False))).then(pl.lit("retried"))
+        .when(pl.col("state") == "counted").then(pl.lit("lost"))
         .when(pl.col("basis") == "estimated").then(pl.lit("broken"))
         .when(pl.col("basis") == "unknown").then(pl.lit("unknown"))
         .when(pl.col("cost_usd").is_null()).then(pl.lit("unpriced"))
@@ -252,6 +257,22 @@ def estimate_error(
     ]  # fmt: skip
     table = _table(calls.filter(measured), keys, sums, None)
     return table.sort("mean_absolute_error", *_names(keys), descending=[True, *[False] * len(keys)], nulls_last=True)
+
+
+def _tried_again(calls: pl.LazyFrame) -> list[str]:
+    """The attempts that another one followed: of each retry the latest of the number before with the same budget and counts."""
+    alike = ["ledger", "budget", "model", "counted_input_tokens", "max_output_tokens"]
+    columns = calls.collect_schema()
+    if not all(name in columns for name in (*alike, "sdk_attempt", "reserved", "reservation")):
+        return []
+    retries = calls.filter(pl.col("sdk_attempt").is_not_null()).select("reserved", *alike, "sdk_attempt").collect()
+    if retries.is_empty():
+        return []
+    tries = calls.select("reserved", "reservation", *alike, pl.col("sdk_attempt").fill_null(1).alias("_n")).collect()
+    retries = retries.with_columns((pl.col("sdk_attempt") - 1).alias("_n"))
+    several = [frame.with_columns(pl.col("ledger").fill_null("")).sort("reserved") for frame in (retries, tries)]
+    found = several[0].join_asof(several[1], on="reserved", by=[*alike, "_n"], check_sortedness=False)
+    return found.get_column("reservation").drop_nulls().to_list()
 
 
 def _names(keys: list[pl.Expr]) -> list[str]:

@@ -89,6 +89,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
         ),
         "max_output_tokens": Column("Int64", "tokens", "of its output, what was held for"),
         "counted_by": Column("String", "", "how an instrumented client counted its input"),
+        "sdk_attempt": Column("Int64", "", "2 for the SDK's first retry of a request, and so on; null for what is none"),
         "reserved_usd": Column("USD", "USD", "held now: the parts committed so far are taken off; null once ended"),
         "reserved_tokens": Column("Int64", "tokens", "held now, as reserved_usd"),
         "reserved_requests": Column("Int64", "calls", "held now, as reserved_usd"),

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from .connection import Ledger
-from .errors import InvalidType, InvalidValue, PriceUnknown
+from .errors import InvalidValue, PriceUnknown
 from .handles import Budget
 from .pricing import aware, user_prices
+from .sources import Moment, Source, Where, calls_of, place_of_source
 from .terms import Quote, Terms, terms_of
 from .usage import Usage, pico_of_cost, usd_of
 
@@ -37,7 +38,7 @@ _ADDED: dict[str, Any] = {
 
 
 def reprice(
-    calls: Ledger | Budget | pl.LazyFrame | pl.DataFrame,
+    calls: Source | Any,
     *,
     model: str | Mapping[str, str] | None = None,
     at: datetime | None = None,
@@ -45,21 +46,27 @@ def reprice(
     tier: str | None = None,
     speed: str | None = None,
     prices: Prices | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    month: str | None = None,
+    tz: str | None = None,
+    where: Where | None = None,
 ) -> pl.DataFrame:
     """What calls would have cost on another model, at another time, or on other terms.
 
     Args:
-        calls: a ledger, a budget (with all below it), or the frame of `ledger.calls()`, filtered as you like.
+        calls: a ledger, a budget (with all below it), an export, a frame of `ledger.calls()`, or a list of these.
         model: the model to price them on, or which one for which; each call's own where not given.
         at: whose day's prices, with a time zone; each call's own day where not given.
         batch: as a batch, or not; as each call was made where not given, like the next two.
         tier: a service tier; `standard` for none.
         speed: a speed; `standard` for the usual one.
-        prices: whose; the ledger's own, else the catalogue's and the user's own where not given.
+        prices: whose; where not given those of the ledger, of a list each one's, else the catalogue's and the user's own.
+        since, until, month, tz, where: which calls, see `calls_of`.
 
     Returns:
-        The rows of `calls`, and behind their columns `repriced_usd` (Decimal, USD), `repriced_model`, `repriced_by` (whose
-        prices) and `unpriced_reason`: why there is no new cost; null where there is one.
+        The rows of `calls`, of a list with the column `ledger`, and behind their columns `repriced_usd` (Decimal, USD),
+        `repriced_model`, `repriced_by` (whose prices) and `unpriced_reason`: why there is no new cost; null where there is one.
 
     Raises:
         InvalidType: these are no calls.
@@ -74,13 +81,40 @@ def reprice(
         ...     frame.select("cost_usd", "repriced_usd").row(0)
         (Decimal('0.060000000000'), Decimal('0.001500000000'))
     """
-    frame, own = _frame(calls)
+    at, terms = None if at is None else aware(at), terms_of(batch=batch, tier=tier, speed=speed)
+    repriced = []
+    for sources, own in _by_prices(calls):
+        chosen = prices if prices is not None else own if own is not None else user_prices()
+        frame = calls_of(sources, since=since, until=until, month=month, tz=tz, where=where)
+        if not isinstance(calls, list | tuple) and not _has_ledger(calls):
+            frame = frame.drop("ledger")
+        repriced.append(_repriced(frame.collect(), _Pricer(chosen, model, at, batch, terms)))
+    return repriced[0] if len(repriced) == 1 else pl.concat(repriced, how="diagonal")
+
+
+def prices_of(source: Any) -> Prices | None:
+    """The prices that a ledger has, or a budget's ledger; `None` of anything else."""
+    ledger = source.ledger if isinstance(source, Budget) else source
+    return ledger.prices if isinstance(ledger, Ledger) else None
+
+
+def _has_ledger(calls: Any) -> bool:
+    return "ledger" in (calls.collect_schema() if isinstance(calls, pl.LazyFrame) else getattr(calls, "columns", ()))
+
+
+def _by_prices(calls: Any) -> list[tuple[list[Any], Prices | None]]:
+    """The sources that are priced by one list: each ledger with its budgets, and all else together."""
+    groups: dict[Any, list[Any]] = {}
+    for each in calls if isinstance(calls, list | tuple) else [calls]:
+        owner = each.ledger if isinstance(each, Budget) else each
+        groups.setdefault(place_of_source(owner) if isinstance(owner, Ledger) else None, []).append(each)
+    return [(sources, prices_of(sources[0])) for sources in groups.values()] or [([], None)]
+
+
+def _repriced(frame: pl.DataFrame, pricer: _Pricer) -> pl.DataFrame:
     missing = [name for name in _ALIKE if name not in frame.columns]
     if missing:
         raise InvalidValue("calls", f"lacks {', '.join(missing)}; select columns after repricing")
-    at = None if at is None else aware(at)
-    chosen = prices if prices is not None else own if own is not None else user_prices()
-    pricer = _Pricer(chosen, model, at, batch, terms_of(batch=batch, tier=tier, speed=speed))
     known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     rows = frame.select(_ALIKE).rows()
     for row in rows:
@@ -91,27 +125,6 @@ def reprice(
         pl.Series(name, values, dtype=kind, strict=True) for (name, kind), values in zip(_ADDED.items(), columns, strict=True)
     ]
     return frame.with_columns(added)
-
-
-def prices_of(source: Any) -> Prices | None:
-    """The prices that a ledger has, or a budget's ledger; `None` of anything else."""
-    ledger = source.ledger if isinstance(source, Budget) else source
-    return ledger.prices if isinstance(ledger, Ledger) else None
-
-
-def _frame(calls: Any) -> tuple[pl.DataFrame, Prices | None]:
-    if isinstance(calls, Ledger):
-        return calls.calls().collect(), calls.prices
-    if isinstance(calls, Budget):
-        ledger, name = calls.ledger, calls.name
-        if isinstance(ledger, Ledger):
-            below = pl.col("budget").str.starts_with(f"{name}/") | (pl.col("budget") == name)
-            return ledger.calls().filter(below).collect(), ledger.prices
-    if isinstance(calls, pl.LazyFrame):
-        return calls.collect(), None
-    if isinstance(calls, pl.DataFrame):
-        return calls, None
-    raise InvalidType("calls", f"{type(calls).__name__} is no ledger, budget or frame of ledger.calls()")
 
 
 class _Pricer:

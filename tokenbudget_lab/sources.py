@@ -161,13 +161,19 @@ def labels(calls: pl.LazyFrame, by: By, taken: Iterable[str] = ()) -> list[pl.Ex
 def period(every: str, tz: str | None) -> pl.Expr:
     """The beginning of the hour, day, week, month … that a call counts in, in a time zone.
 
+    A day is one where its midnight comes twice, as in Havana when summer time ends; it begins with the first of them.
+
     Args:
         every: `1h`, `1d`, `1w`, `1mo`, `1q`, `1y`, or several of these.
         tz: an IANA zone; UTC where not given.
     """
     if _EVERY.fullmatch(str(every)) is None:
         raise InvalidValue("every", f"{told(every)} is no length of time; write 1h, 1d, 1w, 1mo")
-    return pl.col("spent_at").dt.convert_time_zone(zone(tz or "UTC").key).dt.truncate(every).alias("period")
+    key = zone(tz or "UTC").key
+    begins = pl.col("spent_at").dt.convert_time_zone(key).dt.truncate(every)
+    if not every.endswith(("s", "m", "h")):
+        begins = begins.dt.replace_time_zone(None).dt.replace_time_zone(key, ambiguous="earliest")
+    return begins.alias("period")
 
 
 def must_have(calls: pl.LazyFrame, *names: str) -> None:
@@ -191,9 +197,9 @@ def _frames(sources: Sequence[Any], *, ordered: bool) -> Iterable[pl.LazyFrame]:
     whole: dict[Any, Any] = {}
     for source in sources:
         if isinstance(source, Budget):
-            budgets.setdefault(_place(source.ledger), []).append(source)
+            budgets.setdefault(place_of_source(source.ledger), []).append(source)
         elif isinstance(source, HasCalls):
-            whole.setdefault(_place(source), source)
+            whole.setdefault(place_of_source(source), source)
         else:
             yield _normal(source)
     for source in whole.values():
@@ -209,7 +215,7 @@ def _where(source: Any) -> Any:
     return getattr(getattr(source, "desk", source), "where", None)
 
 
-def _place(source: Any) -> Any:
+def place_of_source(source: Any) -> Any:
     """What two connections to one file have in common; a ledger in memory is only itself."""
     where = _where(source)
     return id(source) if where is None or str(where) == ":memory:" else str(where)

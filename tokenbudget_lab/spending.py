@@ -22,7 +22,7 @@ SUMS = (
     ),
     "unpriced_calls",
 )
-_NEEDED = ("spent_at", "requests", "input_tokens", "output_tokens", "tokens", "cost_usd", "basis")
+NEEDED = ("spent_at", "requests", "input_tokens", "output_tokens", "tokens", "cost_usd", "basis")
 USD = pl.Decimal(38, 12)
 
 
@@ -86,7 +86,7 @@ def counted(calls: pl.LazyFrame) -> pl.LazyFrame:
     Raises:
         InvalidValue: a column is missing that says so.
     """
-    must_have(calls, *_NEEDED)
+    must_have(calls, *NEEDED)
     return calls.filter(pl.col("requests").is_not_null())
 
 

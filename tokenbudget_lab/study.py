@@ -317,7 +317,7 @@ def show_closing(out: Console, report: Study) -> None:
     out.print(Text(f"\nverify: {report.proof}", style="bold"))
     out.print(f"\n{report.seconds:.1f} s. The ledger stays; look into it:")
     sql = "select budget, sum(cost_usd) from calls group by all"
-    for command in (f"status {path}", f'sql {path} "{sql}"', f"verify {path}"):
+    for command in (f"status {path}", f"report {path} --by budget", f'sql {path} "{sql}"', f"verify {path}"):
         out.print(Text(f"  {_program()} {command}"), soft_wrap=True)
 
 
