@@ -74,6 +74,8 @@ if TYPE_CHECKING:
     from .spending import spend as spend
     from .tracking import track as track
     from .usage import Usage as Usage
+    from .widgets.gauge import Gauge as Gauge
+    from .widgets.gauge import gauge as gauge
 
 # Where each public name lives; loaded on first use, so that `import tokenbudget_lab` costs nothing.
 _HOMES = {
@@ -88,6 +90,7 @@ _HOMES = {
     "Exported": "exporting",
     "EstimationTokenCounter": "counters.estimation",
     "FallbackTokenCounter": "counters.fallback",
+    "Gauge": "widgets.gauge",
     "Ledger": "connection",
     "Limit": "limits",
     "OpenAITokenCounter": "counters.openai",
@@ -116,6 +119,7 @@ _HOMES = {
     "tagged": "instrumenting",
     "tags": "scopes",
     "gather": "gathering",
+    "gauge": "widgets.gauge",
     "track": "tracking",
     "worst_case": "pricing",
     "burn_down": "pacing",

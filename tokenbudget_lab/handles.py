@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -351,6 +352,14 @@ class Budget:
             return f"Budget({self.balance!r})"
         except LedgerUnavailable as error:
             return f"Budget({shown(self.name)}: no balance, {error})"
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: a gauge of this moment; `tbl.gauge(budget)` is one that moves."""
+        meters = importlib.import_module(".meters", __package__)  # by its name, as above
+        with contextlib.suppress(LedgerUnavailable):  # the text says why
+            html: str = meters.gauge_html(self.balance, meters.Outlook(final=True))
+            return html
+        return None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Budget) and (other.name, other._ledger) == (self.name, self._ledger)
