@@ -27,7 +27,7 @@ oldest)
         --group test --group kernels
     "$UV" pip install --quiet --python "$place/venv" --no-deps "$wheel"
     tests=(tests/smoke tests/test_behaviour.py tests/test_kernels.py)
-    apart=(tests/test_counting_kernels.py tests/test_gauge_kernels.py) # the oldest jupyter-client leaves a ZeroMQ context behind when one process starts kernels twice
+    apart=(tests/test_counting_kernels.py tests/test_gauge_kernels.py tests/test_magics.py) # the oldest jupyter-client leaves a ZeroMQ context behind when one process starts kernels twice
     ;;
 *)
     echo "usage: $0 wheel|oldest"; exit 2

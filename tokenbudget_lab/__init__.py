@@ -180,6 +180,7 @@ _ERRORS = (
     "WouldDeadlock",
 )
 _HOMES |= dict.fromkeys(_ERRORS, "errors")
+_FOR_IPYTHON = ("load_ipython_extension", "unload_ipython_extension")  # %load_ext looks here for them
 _MODULES = ("charts",)  # used by their own names: tbl.charts.latency(…)
 __all__ = ["__version__", *sorted((*_HOMES, *_MODULES))]  # noqa: PLE0604 - the names stand above
 
@@ -187,7 +188,7 @@ __all__ = ["__version__", *sorted((*_HOMES, *_MODULES))]  # noqa: PLE0604 - the 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
-    home = _HOMES.get(name)
+    home = "magics" if name in _FOR_IPYTHON else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{home}", __name__), name)

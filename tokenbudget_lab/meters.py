@@ -163,7 +163,7 @@ def gauge_html(balance: Balance, outlook: Outlook = NOTHING_KNOWN) -> str:
         inside = _block(f"{amount(balance.committed_usd)} committed, {amount(balance.reserved_usd)} held, no limit")
     besides = _besides(balance, outlook)
     if besides:
-        inside += f'<div style="margin-top:2px">{_text(" · ".join(besides))}</div>'
+        inside += f'<div style="margin-top:2px">{text_html(" · ".join(besides))}</div>'
     for said in crossed(balance, outlook.alerts):
         inside += _block(f"▲ Alert: {said}", strong=True)
     if outlook.trouble:
@@ -171,7 +171,7 @@ def gauge_html(balance: Balance, outlook: Outlook = NOTHING_KNOWN) -> str:
         inside += _block(f"What is shown was read {at(balance.at)}; what has happened since is not known here.")
     elif outlook.final:
         inside += _block(f"As of {at(balance.at)}. {told(balance, outlook)}")
-    name = f'<div style="font-weight:600;font-size:14px">{_text(escaped(balance.budget))}</div>'
+    name = f'<div style="font-weight:600;font-size:14px">{text_html(escaped(balance.budget))}</div>'
     return f'<div class="tokenbudget mathjax_ignore tex2jax_ignore" style="{_CARD}">{name}{inside}</div>'
 
 
@@ -230,13 +230,13 @@ def _key(part: str, text: str) -> str:
         "display:inline-block;width:10px;height:10px;margin-right:6px;border-radius:2px;"
         f"border:1px solid {_LINE};background:{_FILLS[part]}"
     )
-    return f'<span><span style="{swatch}"></span>{_text(text)}</span>'
+    return f'<span><span style="{swatch}"></span>{text_html(text)}</span>'
 
 
 def _block(text: str, *, strong: bool = False) -> str:
-    return f'<div style="margin-top:4px{";font-weight:600" if strong else ""}">{_text(text)}</div>'
+    return f'<div style="margin-top:4px{";font-weight:600" if strong else ""}">{text_html(text)}</div>'
 
 
-def _text(text: str) -> str:
+def text_html(text: str) -> str:
     """Text as HTML in which no two dollar signs stand in one piece, which notebooks would typeset."""
     return re.sub(r"\$", "<span>$</span>", escape(text))
