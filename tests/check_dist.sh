@@ -39,4 +39,4 @@ cp -R tests pyproject.toml "$place"
 cd "$place"
 echo "$1: $("$UV" pip list --quiet --python venv --format freeze | grep -E '^(anthropic|duckdb|polars|pyarrow|genai-prices|ipykernel)==' | tr '\n' ' ')"
 env -u PYTHONPATH venv/bin/pytest -q "${tests[@]}"
-[ ${#apart[@]} -eq 0 ] || env -u PYTHONPATH venv/bin/pytest -q "${apart[@]}"
+for each in "${apart[@]}"; do env -u PYTHONPATH venv/bin/pytest -q "$each"; done

@@ -349,14 +349,10 @@ class Cell:
     def __init__(self, budget: Budget, tags: Mapping[str, str]) -> None:
         self._blocks: list[Scope[Any]] = []
         labels, frame = dict(labels_of(tags)), sys._getframe()  # noqa: SLF001 - no generator's
+        if labels:
+            self._enter(Tagging(labels), frame)
         self._enter(Use(budget), frame)
         self._said = Use(budget)  # behind the block, whose own statement is gone
-        try:
-            if labels:
-                self._enter(Tagging(labels), frame)
-        except BaseException:
-            self.end()
-            raise
 
     def _enter(self, scope: Scope[Any], frame: FrameType) -> None:
         scope._entered(frame)  # noqa: SLF001 - entered here as by `with`, and left elsewhere
