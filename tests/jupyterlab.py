@@ -114,7 +114,7 @@ class Lab:
 
     def write(self, name: str, cells: Sequence[str]) -> None:
         """Put a notebook into the folder."""
-        made = [
+        made: list[dict[str, Any]] = [
             {"cell_type": "code", "id": f"cell{n}", "metadata": {}, "source": code, "outputs": [], "execution_count": None}
             for n, code in enumerate(cells)
         ]
@@ -175,7 +175,7 @@ class Tab:
     def theme(self, name: str) -> None:
         """Change to `JupyterLab Light` or `JupyterLab Dark`."""
         self.command("apputils:change-theme", theme=name)
-        self.page.wait_for_selector(f"body[data-jp-theme-name='{name}']")
+        self.page.wait_for_selector(f"body[data-jp-theme-name='{name}']", state="attached")
 
 
 @contextlib.contextmanager

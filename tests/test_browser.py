@@ -131,24 +131,27 @@ def test_a_gauge_moves_while_its_cell_blocks(lab: Lab, opened: Callable[..., Tab
 
 
 GOES_ON = """
+import threading
+
+def spend():
+    until("reloaded")
+    study.record(usd="1.25").result()
+
+threading.Thread(target=spend).start()
 gauge = tbl.gauge(study)
-until("reloaded")
-study.record(usd="1.25").result()
-until("over")
 """
 
 
 def test_a_gauge_goes_on_moving_after_a_reload(lab: Lab, opened: Callable[..., Tab]) -> None:
+    """Its cell has ended: while one blocks, a new page cannot ask the kernel for its widgets."""
     tab = opened("goes_on", START.format(name="goes_on"), GOES_ON)
-    tab.begin()
+    tab.run_all()
     says(tab.page, "$0.00 committed")
     tab.command("docmanager:save")
     tab.page.reload()
     says(tab.page, "$0.00 committed")
     (lab.folder / "reloaded").touch()
     says(tab.page, "$1.25 committed")
-    (lab.folder / "over").touch()
-    tab.ready()
 
 
 FROZEN = """
@@ -165,10 +168,11 @@ def test_a_saved_gauge_is_a_true_sentence_where_no_kernel_runs(lab: Lab, opened:
     first.command("docmanager:save")
     first.command("kernelmenu:shutdown")
     outputs = lab.saved("frozen.ipynb")["cells"][1]["outputs"]
-    assert [sorted(output["data"]) for output in outputs] == [["text/html", "text/plain"]]
+    assert [sorted(output["data"]) for output in outputs if "data" in output] == [["text/html", "text/plain"]]
     first.page.close()
-    (lab.folder / "again.ipynb").write_bytes((lab.folder / "frozen.ipynb").read_bytes())  # nobody trusts this one
-    for name in ("frozen", "again"):
+    text = (lab.folder / "frozen.ipynb").read_text()
+    (lab.folder / "untrusted.ipynb").write_text(text.replace("import asyncio", "import sys, asyncio"))  # as from somebody else
+    for name in ("frozen", "untrusted"):
         tab = opened(name, written=True)
         text = tab.page.locator(".jp-OutputArea").last.inner_text()
         shot(tab.page, f"gauge_{name}")
@@ -212,6 +216,7 @@ def test_gauges_are_accessible_in_both_themes(opened: Callable[..., Tab], theme:
     """Moving ones and one that stands still, over their limit and under it, on a wide page and on a narrow one."""
     name = f"shown_{theme}_{width}"
     tab = opened(name, START.format(name=name), SHOWN, width=width)
+    tab.command("application:toggle-left-area")  # on a narrow page it would leave no room
     tab.run_all()
     tab.theme(f"JupyterLab {theme}")
     wait_until(lambda: tab.page.locator(".tokenbudget").count() == 4, "the gauges are not there")

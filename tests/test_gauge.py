@@ -139,7 +139,7 @@ def test_a_window_tells_its_end_and_its_pace() -> None:
         study = ledger.budget("study", tokens=100, window="day")
         study.record(tokens=75).result()
         text = Page(gauge_html(study.balance)).text
-    assert "the day ends 2026-11-24 00:00 UTC · pace 1.5 (1 is even)" in text
+    assert "per day, until 2026-11-24 00:00 UTC · pace 1.5 (1 is even)" in text
 
 
 def test_when_it_runs_out_is_said_from_the_balances_moment(study: tbl.Budget) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 
 from .balance import Balance, balance_of
 from .checks import key_of, seconds, tags_of, text_of
-from .commands import Adjust, CloseBudget, GetBalance, Record, Reserve, SetLimit
+from .commands import Adjust, CloseBudget, GetBalance, GetBudget, Record, Reserve, SetLimit
 from .errors import InvalidValue, LedgerUnavailable, shown, told
 from .events import to_detail
 from .limits import Window, micros, window_code
@@ -357,7 +357,8 @@ class Budget:
         """What a notebook shows: a gauge of this moment; `tbl.gauge(budget)` is one that moves."""
         meters = importlib.import_module(".meters", __package__)  # by its name, as above
         with contextlib.suppress(LedgerUnavailable):  # the text says why
-            html: str = meters.gauge_html(self.balance, meters.Outlook(final=True))
+            alerts = self._ledger.ask(GetBudget(self._ledger.new_id(), self.name))[3]
+            html: str = meters.gauge_html(self.balance, meters.Outlook(tuple(alerts), final=True))
             return html
         return None
 

@@ -90,6 +90,8 @@ class Magics:
         """A cell has ended, with an error or without."""
         if self._info is not None and (result is None or result.info is self._info):
             self._info = None
+            if result is not None and self.cells:
+                self.cells[-1].number = result.execution_count or self.cells[-1].number
             self._leave()
 
     def executed(self) -> None:

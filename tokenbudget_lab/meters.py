@@ -13,7 +13,7 @@ from html import escape
 
 from .balance import Balance, LimitBalance
 from .limits import window_text
-from .render import COMMITTED, HELD, OVER, amount, escaped, left_text, of_limit, sentence, tightest
+from .render import COMMITTED, HELD, OVER, amount, escaped, left_text, of_limit, sentence
 
 _LEAST_SHARE = 0.02  # of a window, before which a pace says nothing
 _LINE = "rgba(128,128,128,.55)"
@@ -25,10 +25,11 @@ _FILLS = {
 }
 _FONT = "font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;font-size:13px;line-height:1.5"
 _CARD = (
-    f"box-sizing:border-box;max-width:36em;margin:2px 0;padding:8px 14px 10px;border:1px solid {_LINE};border-radius:8px;"
+    f"box-sizing:border-box;max-width:44em;margin:2px 0;padding:8px 14px 10px;border:1px solid {_LINE};border-radius:8px;"
     f"{_FONT};white-space:normal;overflow-wrap:anywhere"
 )
-_ROW = "display:flex;flex-wrap:wrap;justify-content:space-between;align-items:baseline;column-gap:16px"
+_ROW = "display:flex;flex-wrap:wrap;align-items:baseline;column-gap:16px"
+_QUIET, _RULED = "font-size:12px;opacity:.85", f"margin-top:8px;padding-top:6px;border-top:1px solid {_LINE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,9 @@ def told(balance: Balance, outlook: Outlook = NOTHING_KNOWN) -> str:
         ...     told(ledger.budget("study", usd=5).balance)
         'Budget study: $0.00 committed and $0.00 held, $5.00 of $5.00 left.'
     """
-    return " ".join([sentence(balance), *(f"{text[0].upper()}{text[1:]}." for text in _besides(balance, outlook))])
+    windows = [f"{escaped(limit.budget)} {text}" for limit in balance.limits if (text := _window(limit, balance.at))]
+    besides = (f"{text[0].upper()}{text[1:]}" for text in _besides(balance, outlook))
+    return " ".join([sentence(balance), *(f"{text}." for text in (*windows, *besides))])
 
 
 def at(moment: datetime) -> str:
@@ -106,6 +109,15 @@ def in_time(span: timedelta) -> str:
     return "less than a minute"
 
 
+def _window(limit: LimitBalance, now: datetime) -> str:
+    """Which window a limit counts in, until when, and how fast it is spent; empty without one."""
+    if limit.ends is None:
+        return ""
+    pace = pace_of(limit, now)
+    paced = "" if pace is None else f" · pace {pace:.1f} (1 is even)"
+    return f"per {window_text(limit.window)}, until {limit.ends:%Y-%m-%d %H:%M} UTC{paced}"
+
+
 def _besides(balance: Balance, outlook: Outlook) -> list[str]:
     """What is to be said beside the amounts."""
     said = []
@@ -113,12 +125,6 @@ def _besides(balance: Balance, outlook: Outlook) -> list[str]:
         said.append(f"{calls:,} call{'' if calls == 1 else 's'} in flight")
     if balance.unpriced_calls:
         said.append(f"{balance.unpriced_calls:,} without a known cost, not in the amount")
-    limit = tightest(balance)
-    if limit is not None and limit.ends is not None:
-        said.append(f"the {window_text(limit.window)} ends {limit.ends:%Y-%m-%d %H:%M} UTC")
-        pace = pace_of(limit, balance.at)
-        if pace is not None:
-            said.append(f"pace {pace:.1f} (1 is even)")
     if outlook.runs_out is not None and not outlook.final:
         said.append(f"at this rate used up in {in_time(outlook.runs_out - balance.at)}")
     if balance.closed:
@@ -162,25 +168,23 @@ def gauge_html(balance: Balance, outlook: Outlook = NOTHING_KNOWN) -> str:
     if not inside:
         inside = _block(f"{amount(balance.committed_usd)} committed, {amount(balance.reserved_usd)} held, no limit")
     besides = _besides(balance, outlook)
-    if besides:
-        inside += f'<div style="margin-top:2px">{text_html(" · ".join(besides))}</div>'
+    if besides and not (outlook.final and not outlook.trouble):
+        inside += _block(" · ".join(besides))
     for said in crossed(balance, outlook.alerts):
-        inside += _block(f"▲ Alert: {said}", strong=True)
+        inside += _block(f"▲ Alert: {said}", "font-weight:600")
     if outlook.trouble:
-        inside += _block(f"✕ {outlook.trouble}", strong=True)
+        inside += _block(f"✕ {outlook.trouble}", "font-weight:600")
         inside += _block(f"What is shown was read {at(balance.at)}; what has happened since is not known here.")
     elif outlook.final:
-        inside += _block(f"As of {at(balance.at)}. {told(balance, outlook)}")
+        inside += _block(f"As of {at(balance.at)}. {told(balance, outlook)}", f"{_QUIET};{_RULED}")
     name = f'<div style="font-weight:600;font-size:14px">{text_html(escaped(balance.budget))}</div>'
     return f'<div class="tokenbudget mathjax_ignore tex2jax_ignore" style="{_CARD}">{name}{inside}</div>'
 
 
 def _limit(limit: LimitBalance, balance: Balance, alerts: tuple[float, ...]) -> str:
-    own = limit.budget == balance.budget
-    where = "" if own else f" in {escaped(limit.budget)}"
-    left = left_text(limit) + where
+    own, left = limit.budget == balance.budget, left_text(limit)
     amounts = f"{of_limit(limit, limit.committed)} committed and {of_limit(limit, limit.reserved)} held, {left}"
-    said = f"Budget {escaped(balance.budget)}: {amounts}."
+    said = f"Budget {escaped(balance.budget)}: {amounts}{'' if own else f' in {escaped(limit.budget)}'}."
     used = min(100.0, 100 * limit.used_fraction)
     meter = (
         f'<div role="meter" aria-label="{escape(_name(limit))}" aria-valuemin="0" aria-valuemax="100" '
@@ -190,7 +194,9 @@ def _limit(limit: LimitBalance, balance: Balance, alerts: tuple[float, ...]) -> 
     )
     keys = [("committed", f"{of_limit(limit, limit.committed)} committed"), ("held", f"{of_limit(limit, limit.reserved)} held")]
     keys.append(("over" if limit.left < 0 else "left", left))
-    return f'{meter}<div style="{_ROW};justify-content:flex-start">{"".join(_key(*key) for key in keys)}</div>'
+    over = " · ".join(filter(None, ("" if own else f"in {escaped(limit.budget)}", _window(limit, balance.at))))
+    caption = f'<div style="{_QUIET};margin-top:6px">{text_html(over)}</div>' if over else ""
+    return f'{caption}{meter}<div style="{_ROW}">{"".join(_key(*key) for key in keys)}</div>'
 
 
 def _name(limit: LimitBalance) -> str:
@@ -233,8 +239,8 @@ def _key(part: str, text: str) -> str:
     return f'<span><span style="{swatch}"></span>{text_html(text)}</span>'
 
 
-def _block(text: str, *, strong: bool = False) -> str:
-    return f'<div style="margin-top:4px{";font-weight:600" if strong else ""}">{text_html(text)}</div>'
+def _block(text: str, style: str = "") -> str:
+    return f'<div style="margin-top:4px;{style}">{text_html(text)}</div>'
 
 
 def text_html(text: str) -> str:
