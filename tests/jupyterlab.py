@@ -176,6 +176,7 @@ class Tab:
         """Change to `JupyterLab Light` or `JupyterLab Dark`."""
         self.command("apputils:change-theme", theme=name)
         self.page.wait_for_selector(f"body[data-jp-theme-name='{name}']", state="attached")
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
 
 
 @contextlib.contextmanager

@@ -142,6 +142,17 @@ def test_a_window_tells_its_end_and_its_pace() -> None:
     assert "per day, until 2026-11-24 00:00 UTC · pace 1.5 (1 is even)" in text
 
 
+def test_every_part_of_a_bar_has_a_colour_that_a_notebook_without_trust_keeps(ledger: tbl.Ledger) -> None:
+    """JupyterLab takes gradients out of what it does not trust; a part without a colour would look like what is left."""
+    study = ledger.budget("study", usd=5)
+    study.reserve_sync(usd=2)
+    study.record(usd=6).result()
+    styles = [attributes.get("style") or "" for _, attributes in Page(gauge_html(study.balance)).elements]
+    painted = [style for style in styles if "gradient" in style]
+    assert painted
+    assert all("background-color:#" in style.partition("gradient")[0] for style in painted)
+
+
 def test_when_it_runs_out_is_said_from_the_balances_moment(study: tbl.Budget) -> None:
     balance = study.balance
     text = Page(gauge_html(balance, Outlook(runs_out=balance.at + timedelta(minutes=4)))).text

@@ -17,11 +17,13 @@ from .render import COMMITTED, HELD, OVER, amount, escaped, left_text, of_limit,
 
 _LEAST_SHARE = 0.02  # of a window, before which a pace says nothing
 _LINE = "rgba(128,128,128,.55)"
+# A notebook without trust loses the patterns, and keeps the colours.
+_STRIPES = "background-image:repeating-linear-gradient"
 _FILLS = {
-    "committed": COMMITTED,
-    "held": f"repeating-linear-gradient(135deg,{HELD} 0 4px,rgba(255,255,255,.55) 4px 6px)",
-    "over": f"repeating-linear-gradient(45deg,{OVER} 0 3px,rgba(0,0,0,.55) 3px 5px)",
-    "left": "rgba(128,128,128,.22)",
+    "committed": f"background-color:{COMMITTED}",
+    "held": f"background-color:{HELD};{_STRIPES}(135deg,transparent 0 4px,rgba(255,255,255,.55) 4px 6px)",
+    "over": f"background-color:{OVER};{_STRIPES}(45deg,transparent 0 3px,rgba(0,0,0,.55) 3px 5px)",
+    "left": "background-color:rgba(128,128,128,.22)",
 }
 _FONT = "font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;font-size:13px;line-height:1.5"
 _CARD = (
@@ -64,7 +66,7 @@ def told(balance: Balance, outlook: Outlook = NOTHING_KNOWN) -> str:
         ...     told(ledger.budget("study", usd=5).balance)
         'Budget study: $0.00 committed and $0.00 held, $5.00 of $5.00 left.'
     """
-    windows = [f"{escaped(limit.budget)} {text}" for limit in balance.limits if (text := _window(limit, balance.at))]
+    windows = (_window_told(limit, balance.at) for limit in balance.limits if limit.ends is not None)
     besides = (f"{text[0].upper()}{text[1:]}" for text in _besides(balance, outlook))
     return " ".join([sentence(balance), *(f"{text}." for text in (*windows, *besides))])
 
@@ -107,6 +109,12 @@ def in_time(span: timedelta) -> str:
         if number >= 1 and span >= length:
             return f"about {number:,} {unit}{'' if number == 1 else 's'}"
     return "less than a minute"
+
+
+def _window_told(limit: LimitBalance, now: datetime) -> str:
+    pace = pace_of(limit, now)
+    paced = "" if pace is None else f", at a pace of {pace:.1f} (1 is even)"
+    return f"The {window_text(limit.window)} of {escaped(limit.budget)} ends {limit.ends:%Y-%m-%d %H:%M} UTC{paced}"
 
 
 def _window(limit: LimitBalance, now: datetime) -> str:
@@ -189,7 +197,7 @@ def _limit(limit: LimitBalance, balance: Balance, alerts: tuple[float, ...]) -> 
     meter = (
         f'<div role="meter" aria-label="{escape(_name(limit))}" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{used:.1f}" aria-valuetext="{escape(said)}" style="position:relative;display:flex;height:12px;'
-        f'margin:6px 0 4px;border:1px solid {_LINE};border-radius:4px;overflow:hidden;background:{_FILLS["left"]}">'
+        f'margin:6px 0 4px;border:1px solid {_LINE};border-radius:4px;overflow:hidden;{_FILLS["left"]}">'
         f"{_parts(limit)}{_marks(limit, alerts if own else ())}</div>"
     )
     keys = [("committed", f"{of_limit(limit, limit.committed)} committed"), ("held", f"{of_limit(limit, limit.reserved)} held")]
@@ -213,7 +221,7 @@ def _parts(limit: LimitBalance) -> str:
     drawn, before = "", 0.0
     for part, end in zip(("committed", "held", "over"), ends, strict=True):
         if end > before:
-            drawn += f'<span style="width:{100 * (end - before) / whole:.2f}%;background:{_FILLS[part]}"></span>'
+            drawn += f'<span style="width:{100 * (end - before) / whole:.2f}%;{_FILLS[part]}"></span>'
         before = max(before, end)
     return drawn
 
@@ -234,7 +242,7 @@ def _room(limit: LimitBalance) -> float:
 def _key(part: str, text: str) -> str:
     swatch = (
         "display:inline-block;width:10px;height:10px;margin-right:6px;border-radius:2px;"
-        f"border:1px solid {_LINE};background:{_FILLS[part]}"
+        f"border:1px solid {_LINE};{_FILLS[part]}"
     )
     return f'<span><span style="{swatch}"></span>{text_html(text)}</span>'
 
