@@ -1,8 +1,8 @@
 """What a gauge costs the calls that it watches: pairs of reserve and commit at 1,000 a second, in a kernel, with and without.
 
-The ledger is in memory, where nothing but the interpreter is in the way of a call. The two are measured in turns, a second each,
-so that what else this machine does meets both. A pair's time is told as the mean of each second, and the cost as the median, with
-its quartiles, of what the seconds with a gauge took longer than those around them.
+The ledger is in memory, where nothing but the interpreter is in the way of a call. The two are measured in turns, a second
+each, so that what else this machine does meets both. A pair's time is told as the mean of each second, and the cost as the
+median, with its quartiles, of what the seconds with a gauge took longer than those around them.
 """
 
 from __future__ import annotations
