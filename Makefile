@@ -20,7 +20,7 @@ export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/pycache
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check wheel oldest soak bench notebooks lock clean
+.PHONY: help demo test check wheel oldest browser soak bench notebooks lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,7 @@ demo: $(VENV)/.runtime ## a researcher's morning with a budget, in the terminal:
 test: $(VENV)/.dev ## all that must pass: check, the built wheel, the oldest dependencies, the suite, the notebooks
 	@$(MAKE) check & $(MAKE) wheel; wheel=$$?; wait $$! && exit $$wheel
 	@$(MAKE) oldest
+	@$(MAKE) browser
 	@$(PY) -m pytest -n auto --dist loadgroup
 	@$(PY) -m pytest -q -n auto --nbmake --nbmake-timeout 120 $(wildcard notebooks/*.ipynb)
 
@@ -47,6 +48,14 @@ wheel: $(VENV)/.dev ## build sdist and wheel, and try the wheel where the source
 oldest: $(VENV)/.dev ## a part of the suite with the lowest versions that pyproject.toml allows
 	@UV=$(UV) PY=$(PY) tests/check_dist.sh oldest
 
+# Tests of what a notebook shows need one. Where it cannot be installed they are skipped, but fail where CI is set.
+browser: ## see to it that there is a Chromium, by apt where that may be used
+	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null && exit 0; \
+	    as=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); command -v apt-get >/dev/null && $$as true 2>/dev/null && { \
+	        $$as apt-get update -qq; \
+	        DEBIAN_FRONTEND=noninteractive $$as apt-get install -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
+	    } || echo "no Chromium, and no right to install one: sudo apt-get install chromium fonts-dejavu-core"
+
 soak: $(VENV)/.dev ## the long tests for MINUTES=20, or MINUTES=all, with any SEED: load, kills, faults, damage
 	@$(if $(SEED),TOKENBUDGET_SEED=$(SEED)) $(PY) -m pytest -m soak --timeout 3600 \
 	    $(if $(filter all,$(MINUTES)),,--soak-minutes $(or $(MINUTES),20))
@@ -58,6 +67,7 @@ bench: $(VENV)/.dev ## measure this machine
 	@$(PY) benchmarks/estimation.py
 	@$(PY) benchmarks/analysis.py
 	@$(PY) benchmarks/instruments.py
+	@$(PY) benchmarks/gauge.py
 	@$(PY) benchmarks/race.py
 
 notebooks: $(VENV)/.dev ## make every notebook from its source, and keep what it gives

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jupyter_client.manager import KernelManager
@@ -78,6 +79,8 @@ class Notebook:
         ends.callback(self.client.stop_channels)
         self.client.start_channels()
         self.cells: dict[str, Cell] = {}
+        self.displays: dict[str, dict[str, Any]] = {}  # what is shown now, by its id
+        self.models: dict[str, dict[str, Any]] = {}  # what widgets are now
 
     def ready(self) -> None:
         """Wait until the kernel is up and heard."""
@@ -134,6 +137,7 @@ class Notebook:
                 message = self.client.get_iopub_msg(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 return False
+            self._see(message["msg_type"], message["content"])
             said, content = self.cells.get(message["parent_header"].get("msg_id"), Cell()), message["content"]
             if message["msg_type"] == "stream":
                 said.output += content["text"]
@@ -142,6 +146,17 @@ class Notebook:
             elif message["msg_type"] == "status":
                 said.ended = content["execution_state"] == "idle"
         return True
+
+    def _see(self, kind: str, content: dict[str, Any]) -> None:
+        """Do with displays and their widgets what a front end does."""
+        if kind in ("display_data", "update_display_data") and "display_id" in content.get("transient", {}):
+            self.displays[content["transient"]["display_id"]] = content["data"]
+        elif kind == "comm_open":
+            self.models[content["comm_id"]] = content["data"].get("state", {})
+        elif kind == "comm_msg" and content["comm_id"] in self.models:
+            self.models[content["comm_id"]].update(content["data"].get("state", {}))
+        elif kind == "comm_close":
+            self.models.pop(content["comm_id"], None)
 
 
 @pytest.fixture(scope="module")

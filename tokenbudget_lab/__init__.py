@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     from .spending import spend as spend
     from .tracking import track as track
     from .usage import Usage as Usage
+    from .widgets.gauge import Gauge as Gauge
+    from .widgets.gauge import gauge as gauge
 
 # Where each public name lives; loaded on first use, so that `import tokenbudget_lab` costs nothing.
 _HOMES = {
@@ -90,6 +92,7 @@ _HOMES = {
     "Exported": "exporting",
     "EstimationTokenCounter": "counters.estimation",
     "FallbackTokenCounter": "counters.fallback",
+    "Gauge": "widgets.gauge",
     "Ledger": "connection",
     "Limit": "limits",
     "OpenAITokenCounter": "counters.openai",
@@ -120,6 +123,7 @@ _HOMES = {
     "tagged": "instrumenting",
     "tags": "scopes",
     "gather": "gathering",
+    "gauge": "widgets.gauge",
     "track": "tracking",
     "worst_case": "pricing",
     "burn_down": "pacing",
@@ -180,6 +184,7 @@ _ERRORS = (
     "WouldDeadlock",
 )
 _HOMES |= dict.fromkeys(_ERRORS, "errors")
+_FOR_IPYTHON = ("load_ipython_extension", "unload_ipython_extension")  # %load_ext looks here for them
 _MODULES = ("charts",)  # used by their own names: tbl.charts.latency(…)
 __all__ = ["__version__", *sorted((*_HOMES, *_MODULES))]  # noqa: PLE0604 - the names stand above
 
@@ -187,7 +192,7 @@ __all__ = ["__version__", *sorted((*_HOMES, *_MODULES))]  # noqa: PLE0604 - the 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
-    home = _HOMES.get(name)
+    home = "magics" if name in _FOR_IPYTHON else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{home}", __name__), name)

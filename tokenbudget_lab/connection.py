@@ -346,6 +346,11 @@ def default_path() -> str | Path:
     return folder / "ledger.duckdb"
 
 
+def open_ledgers() -> list[Ledger]:
+    """The ledgers that are open in this process."""
+    return [ledger for ledger in list(_open) if not ledger.closed]
+
+
 def default_ledger() -> Ledger:
     """The default ledger, opened once in this process."""
     global _default  # noqa: PLW0603 - one per process, by intent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 
 from .balance import Balance, balance_of
 from .checks import key_of, seconds, tags_of, text_of
-from .commands import Adjust, CloseBudget, GetBalance, Record, Reserve, SetLimit
+from .commands import Adjust, CloseBudget, GetBalance, GetBudget, Record, Reserve, SetLimit
 from .errors import InvalidValue, LedgerUnavailable, shown, told
 from .events import to_detail
 from .limits import Window, micros, window_code
@@ -351,6 +352,15 @@ class Budget:
             return f"Budget({self.balance!r})"
         except LedgerUnavailable as error:
             return f"Budget({shown(self.name)}: no balance, {error})"
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: a gauge of this moment; `tbl.gauge(budget)` is one that moves."""
+        meters = importlib.import_module(".meters", __package__)  # by its name, as above
+        with contextlib.suppress(LedgerUnavailable):  # the text says why
+            alerts = self._ledger.ask(GetBudget(self._ledger.new_id(), self.name))[3]
+            html: str = meters.gauge_html(self.balance, meters.Outlook(tuple(alerts), final=True))
+            return html
+        return None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Budget) and (other.name, other._ledger) == (self.name, self._ledger)

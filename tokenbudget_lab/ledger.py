@@ -130,6 +130,7 @@ class Ledger:
         self._loops: dict[int, LoopBox] = {}
         self._held: dict[str, Reservation] = {}  # by id, while they are open as far as this process knows
         self._alarms: list[Callable[[Alert], None]] = []
+        self.before_close: list[Callable[[], None]] = []  # who is to read the last numbers; none of them raises
         self._closed = False
 
     # --- budgets -------------------------------------------------------------------------------------------------------
@@ -422,6 +423,8 @@ class Ledger:
     def close(self) -> None:
         """Wait for what was handed in, then let go; raises what no one has read of failed receipts."""
         if not self._closed:
+            for last_look in list(self.before_close):
+                last_look()
             self._closed = True
             self.desk.close()
             for receipt in list(self.unread):

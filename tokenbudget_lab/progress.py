@@ -78,10 +78,10 @@ def bar_for(what: str, total: int | None, progress: bool | None, *, layout: str 
     """
     if progress not in (None, True, False):
         raise InvalidType("progress", f"{told(progress)} is not True, False or None")
-    notebook = _in_notebook()
+    notebook = in_notebook()
     if progress is False or (progress is None and not notebook and not sys.stderr.isatty()):
         return Bar()
-    after, drawn = 0 if progress else SHOWN_AFTER_S, _drawn_by("notebook" if notebook and _has_widgets() else "std")
+    after, drawn = 0 if progress else SHOWN_AFTER_S, _drawn_by("notebook" if notebook and has_widgets() else "std")
     return Bar(drawn(total=total, desc=what, bar_format=layout, delay=after, leave=leave, miniters=0))
 
 
@@ -120,7 +120,7 @@ def _drawn_by(module: str) -> Any:
     return type(kind.__name__, (kind,), {"_lock": _Turn(), "_instances": WeakSet(), "monitor_interval": 0})
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether this is a notebook's kernel."""
     if "ipykernel" not in sys.modules:
         return False
@@ -128,7 +128,8 @@ def _in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def _has_widgets() -> bool:
+def has_widgets() -> bool:
+    """Whether ipywidgets is installed."""
     try:
         return importlib.util.find_spec("ipywidgets") is not None
     except ValueError:  # somebody has put something else in its place

@@ -165,7 +165,7 @@ class Scope(Generic[T]):
         block.token = _here.set(here)
         return here
 
-    def _close(self) -> None:
+    def _close(self, *, everywhere: bool = True) -> None:
         if not self._blocks:
             raise NotEntered("this block was left more often than it was entered")
         inside = _here.get()
@@ -177,7 +177,7 @@ class Scope(Generic[T]):
             if token is not None:
                 _here.reset(token)  # only the context that entered the block can
         except ValueError:
-            block.left = True
+            block.left = everywhere
         else:
             _here.set(_without(block, inside))
 
@@ -317,6 +317,10 @@ class Use(Scope["Budget"]):
         """Leave the process without a budget, unless another `use()` has taken this one's place; no block is ended."""
         _change(without=self._said, and_before=True)
 
+    def take_back(self) -> None:
+        """As if it had never been said: the statement before it is in force again, unless another has taken its place."""
+        _change(without=self._said)
+
     def _entered(self, frame: FrameType) -> Budget:
         _change(without=self._said)
         self._open(_Block(self.budget, None, frame))
@@ -331,6 +335,34 @@ class Use(Scope["Budget"]):
         else:
             where = "not in force"
         return f"<use of {shown(self.budget.name)}: {where}>"
+
+
+class Cell:
+    """A budget and tags for one cell of a notebook, begun in it and ended behind it, maybe in another context.
+
+    The cell's own context has them, with the tasks that it creates and `asyncio.to_thread`, for as long as those last: what a
+    cell leaves running stays under its budget. Threads that inherit nothing have the budget as the process's, until it ends.
+    """
+
+    __slots__ = ("_blocks", "_said")
+
+    def __init__(self, budget: Budget, tags: Mapping[str, str]) -> None:
+        self._blocks: list[Scope[Any]] = []
+        labels, frame = dict(labels_of(tags)), sys._getframe()  # noqa: SLF001 - no generator's
+        if labels:
+            self._enter(Tagging(labels), frame)
+        self._enter(Use(budget), frame)
+        self._said = Use(budget)  # behind the block, whose own statement is gone
+
+    def _enter(self, scope: Scope[Any], frame: FrameType) -> None:
+        scope._entered(frame)  # noqa: SLF001 - entered here as by `with`, and left elsewhere
+        self._blocks.append(scope)
+
+    def end(self) -> None:
+        """It is over; the process has the budget that it had before."""
+        self._said.take_back()
+        while self._blocks:
+            self._blocks.pop()._close(everywhere=False)  # noqa: SLF001 - as above
 
 
 def _after_fork_in_child() -> None:

@@ -1,0 +1,271 @@
+"""A gauge: what a budget has committed, holds and has left, moving while calls run.
+
+In a notebook it is one widget of core ipywidgets, or an HTML output where that is not installed; elsewhere it is a text.
+In the end it is plain HTML, which says what was seen last, and when, and which a saved notebook keeps. So it is while nothing
+moves for half a minute: a notebook that is saved then, and opened where no kernel runs, still says the truth.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Self
+from weakref import WeakSet
+
+from ..balance import Balance
+from ..commands import GetBudget
+from ..errors import InvalidType, told
+from ..handles import Budget
+from ..meters import Outlook, gauge_html
+from ..meters import told as said_of
+from ..progress import has_widgets, in_notebook
+from ..render import balance_text, tightest
+from ..watching import Look, Watching, watch
+
+STILL_S = 30.0  # without a change, after which it is plain HTML for as long as nothing moves
+RECENT = timedelta(seconds=60)  # what its rate is computed from
+LEAST = timedelta(seconds=2)  # to have a rate
+_open: WeakSet[Gauge] = WeakSet()
+
+
+class Gauge:
+    """A gauge that is shown, until `close`, the end of its `with` block, or of its ledger; `tbl.gauge(...)` makes it.
+
+    Attributes:
+        budget: what it shows.
+        balance: what it showed last.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        if not isinstance(budget, Budget):
+            raise InvalidType("budget", f"{told(budget)} is {type(budget).__name__}; give what ledger.budget(...) returns")
+        self.budget, self.closed = budget, False
+        defined = budget.ledger.ask(GetBudget(budget.ledger.new_id(), budget.name))
+        self._outlook, self._rate, self._drawing = Outlook(tuple(defined[3])), _Rate(), threading.RLock()
+        self._views: list[_View] = []
+        self._moved_at = time.monotonic()
+        self._watching: Watching = watch(budget, self._see)
+        self._shown = self._watching.look.balance
+        self._html = gauge_html(self._shown, self._outlook)
+        _close_those_of_an_earlier_run()
+        _open.add(self)
+
+    @property
+    def balance(self) -> Balance:
+        """What it showed last."""
+        return self._shown
+
+    def show(self) -> Self:
+        """Show it under this cell; once in each."""
+        with self._drawing:
+            here = _cell()
+            if in_notebook() and all(view.cell != here for view in self._views):
+                self._views.append(_View(here, self._html, self._text(), live=not self.closed))
+        return self
+
+    def close(self) -> None:
+        """Read the balance for a last time and stay as plain HTML that says of when it is."""
+        if not self.closed:
+            self._finish(self._watching.end())
+
+    # --- what it is told -------------------------------------------------------------------------------------------------
+
+    def _see(self, look: Look) -> None:
+        """Take a look's news; called by the thread that looks, or by whoever closes the ledger."""
+        if look.last:
+            self._finish(look)
+            return
+        with self._drawing, suppress(Exception):  # a front end that is gone is no reason to look no more
+            if not self.closed:
+                self._take(look)
+                self._draw()
+
+    def _take(self, look: Look) -> None:
+        balance = look.balance
+        if _moving(balance) != _moving(self._shown):
+            self._moved_at = time.monotonic()
+        self._shown = balance
+        self._outlook = replace(self._outlook, trouble=look.trouble, runs_out=self._rate.runs_out(balance))
+
+    def _draw(self) -> None:
+        still = time.monotonic() - self._moved_at > STILL_S and not self._shown.calls_in_flight
+        self._html = gauge_html(self._shown, replace(self._outlook, final=still and not self._outlook.trouble))
+        for view in self._views:
+            if still:
+                view.freeze(self._html, self._text())
+            else:
+                view.move(self._html, self._text())
+
+    def _finish(self, look: Look) -> None:
+        with self._drawing:
+            if self.closed:
+                return
+            self.closed = True
+            _open.discard(self)
+            self._shown = look.balance
+            self._outlook = replace(self._outlook, trouble=look.trouble, runs_out=None, final=True)
+            self._html = gauge_html(self._shown, self._outlook)
+            for view in self._views:
+                with suppress(Exception):  # as above
+                    view.freeze(self._html, self._text())
+
+    # --- how it is shown where nothing moves -------------------------------------------------------------------------------
+
+    def _text(self) -> str:
+        trouble = f" {self._outlook.trouble}" if self._outlook.trouble else ""
+        return said_of(self._shown, self._outlook) + trouble
+
+    def __repr__(self) -> str:
+        if not self.closed:
+            with self._drawing:
+                self._take(self._watching.hear(1.0))
+        trouble = f"  ({self._outlook.trouble})" if self._outlook.trouble else ""
+        return balance_text(self._shown) + trouble
+
+    def _ipython_display_(self) -> None:
+        if in_notebook():
+            self.show()
+        else:
+            print(repr(self))  # noqa: T201 - what IPython does with a repr
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def gauge(budget: Budget) -> Gauge:
+    """Show what a budget has committed, holds and has left, moving while calls run, here and in other processes.
+
+    It is shown under this cell at once and goes on moving in the cells that come, until it is closed: by `close`, by the end
+    of its block in `with tbl.gauge(study):`, when its ledger is closed or the kernel leaves, or when its cell is run again.
+    Outside of notebooks it shows nothing by itself; its repr is the present balance as a line of text.
+
+    Args:
+        budget: which one.
+
+    Raises:
+        InvalidType: it is no budget.
+        LedgerUnavailable, UnknownBudget: there is nothing to show.
+
+    Examples:
+        >>> import tokenbudget_lab as tbl
+        >>> with tbl.connect(":memory:") as ledger:
+        ...     with tbl.gauge(ledger.budget("study", usd=5)) as gauge, gauge.budget.reserve(usd=1) as call:
+        ...         receipt = call.commit(usd="0.50")
+        ...     gauge
+        study  ██······················  $0.50 committed · $0.00 held · $4.50 of $5.00 left
+    """
+    return Gauge(budget).show()
+
+
+def _moving(balance: Balance) -> tuple[Any, ...]:
+    """What moves a gauge."""
+    return balance.limits, balance.calls_in_flight, balance.committed_usd, balance.committed_tokens, balance.closed
+
+
+class _Rate:
+    """How fast the tightest limit was used, as far as it was looked at."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Any, ...] = ()
+        self._seen: deque[tuple[datetime, float]] = deque()
+
+    def runs_out(self, balance: Balance) -> datetime | None:
+        """When what is left will be used up at this rate; `None` where nothing is spent, or not before the window ends."""
+        limit = tightest(balance)
+        if limit is None:
+            return None
+        of, committed = (limit.budget, limit.resource, limit.window, limit.limit, limit.begins), float(limit.committed)
+        if of != self._of or (self._seen and committed < self._seen[-1][1]):
+            self._of = of
+            self._seen.clear()
+        self._seen.append((balance.at, committed))
+        while balance.at - self._seen[0][0] > RECENT:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        if balance.at - since < LEAST or committed <= before or limit.left <= 0:
+            return None
+        with suppress(OverflowError):
+            ends = balance.at + float(limit.left) / (committed - before) * (balance.at - since)
+            return ends if limit.ends is None or ends < limit.ends else None
+        return None
+
+
+# --- the notebook --------------------------------------------------------------------------------------------------------
+
+
+class _View:
+    """A gauge under one cell: a widget while it moves, plain HTML otherwise, always in the same place."""
+
+    def __init__(self, cell: tuple[Any, ...], html: str, text: str, *, live: bool) -> None:
+        from IPython import display
+
+        self.cell = cell
+        self._widget = _made(html) if live else None
+        self._html = html
+        show: Any = display.display  # its types say less than it takes
+        self._handle = show(self._bundle(html, text), raw=True, display_id=True)
+
+    def move(self, html: str, text: str) -> None:
+        """Show this, and more of it soon."""
+        if html == self._html:
+            return
+        self._html = html
+        if self._widget is not None:
+            self._widget.value = html
+        else:
+            self._widget = _made(html)
+            self._handle.update(self._bundle(html, text), raw=True)
+
+    def freeze(self, html: str, text: str) -> None:
+        """Show this as plain HTML; what a widget was is gone without a trace."""
+        widget, self._widget = self._widget, None
+        if widget is None and html == self._html:
+            return
+        self._html = html
+        self._handle.update(self._bundle(html, text), raw=True)
+        if widget is not None:  # only now, since a view without its model says that something is wrong
+            for part in (widget, widget.layout, widget.style):
+                part.close()
+
+    def _bundle(self, html: str, text: str) -> dict[str, Any]:
+        if self._widget is None:
+            return {"text/html": html, "text/plain": text}
+        model = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+        return {"application/vnd.jupyter.widget-view+json": model, "text/plain": text}
+
+
+def _made(html: str) -> Any:
+    """A widget, where there are any."""
+    if not has_widgets():
+        return None
+    import ipywidgets
+
+    return ipywidgets.HTML(html)
+
+
+def _cell() -> tuple[Any, ...]:
+    """Which run of which cell this is: the cell's id, where the front end tells one, and the number of the run."""
+    from IPython.core.getipython import get_ipython
+
+    shell: Any = get_ipython()
+    if shell is None:
+        return (None, 0)
+    parent = getattr(shell, "parent_header", None) or {}
+    return ((parent.get("metadata") or {}).get("cellId"), shell.execution_count)
+
+
+def _close_those_of_an_earlier_run() -> None:
+    """A cell that is run again has lost its outputs: nobody sees the gauges that it showed before."""
+    if not in_notebook():
+        return
+    cell, run = _cell()
+    for gauge in list(_open):
+        if cell is not None and any(view.cell[0] == cell and view.cell[1] != run for view in gauge._views):  # noqa: SLF001 - it is of this file
+            gauge.close()
