@@ -34,15 +34,16 @@ class Socket:
 
     def __init__(self, does: Callable[[socket.socket], None] | None) -> None:
         self._listens = socket.create_server(("127.0.0.1", 0), backlog=0 if does is None else 8)
-        self._does, self._taken = does, list[socket.socket]()
-        if does is None:  # nobody accepts, and there is no room to wait
+        self._taken = list[socket.socket]()
+        self._thread = None if does is None else threading.Thread(target=self._serve, args=(does,), daemon=True)
+        if self._thread is None:  # nobody accepts, and there is no room to wait
             for _ in range(4):
                 one = socket.socket()
                 one.setblocking(False)
                 one.connect_ex(self._listens.getsockname())
                 self._taken.append(one)
         else:
-            threading.Thread(target=self._serve, args=(does,), daemon=True).start()
+            self._thread.start()
         self.url = f"http://127.0.0.1:{self._listens.getsockname()[1]}"
 
     def _serve(self, does: Callable[[socket.socket], None]) -> None:
@@ -53,6 +54,9 @@ class Socket:
                 does(one)
 
     def close(self) -> None:
+        if self._thread is not None:  # what it took while it was told to end is closed with the others
+            self._listens.shutdown(socket.SHUT_RDWR)
+            self._thread.join(10)
         self._listens.close()
         for one in self._taken:
             one.close()
