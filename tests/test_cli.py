@@ -36,6 +36,7 @@ COMMANDS = [
     "vendor-encodings",
     "estimate",
     "report",
+    "watch",
 ]
 
 

@@ -10,7 +10,7 @@ import typer
 
 from tokenbudget_lab import __version__
 
-from . import budgets, care, keepers, looks, plans, reporting, runs, tables
+from . import budgets, care, keepers, looks, plans, reporting, runs, tables, watching
 from .shell import Commands, examples
 
 EXAMPLES = examples(
@@ -32,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=f"{EXAMPLES}\n\n{CODES}",
 )
-for part in (runs, plans, budgets, looks, reporting, care, keepers, tables):
+for part in (runs, plans, budgets, looks, watching, reporting, care, keepers, tables):
     app.add_typer(part.app)
 
 

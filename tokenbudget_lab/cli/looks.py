@@ -67,12 +67,13 @@ def status(
         print_json({"ledger": where, "over": over, "budgets": plain(found)})
     else:
         out = console()
-        out.print(_balances(found, out) if found else "no budgets yet; make one: tokenbudget budget create NAME --usd 5")
+        out.print(balances_table(found, out) if found else "no budgets yet; make one: tokenbudget budget create NAME --usd 5")
         out.print(f"ledger {escaped(where)}", soft_wrap=True)
     raise typer.Exit(REFUSED if over else 0)
 
 
-def _balances(found: list[Balance], out: Console) -> Table:
+def balances_table(found: list[Balance], out: Console) -> Table:
+    """What each budget has committed, holds and has left, a row for each limit of its own."""
     wide = out.width >= _WIDE
     windows = wide and any(limit.ends for balance in found for limit in balance.limits)
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("Committed", "Held", "Left")]
