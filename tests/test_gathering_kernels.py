@@ -59,11 +59,20 @@ def test_without_a_dict_what_was_paid_is_in_the_last_exception(notebook: Noteboo
     assert notebook.run("print(sys.last_value.results)") == "{0: 0, 1: 1, 2: 2}\n"
 
 
+BAR = """
+    for n in tbl.track(range(3), study):
+        study.record(usd="0.10")
+        await asyncio.sleep(0.5)
+"""
+
+
 def test_a_bar_comes_up_in_a_cell_and_stays_with_its_money(notebook: Notebook) -> None:
     """As text, where there are no widgets."""
-    told = notebook.run("""
-        for n in tbl.track(range(3), study):
-            study.record(usd="0.10")
-            await asyncio.sleep(0.5)
-    """)
-    assert told.rstrip().endswith("$0.3000 spent, $0.70 left]")
+    notebook.run("sys.modules['ipywidgets'] = None")  # as if it were not installed
+    assert notebook.run(BAR).rstrip().endswith("$0.3000 spent, $0.70 left]")
+
+
+def test_a_bar_is_a_widget_where_there_are_any(notebook: Notebook) -> None:
+    assert notebook.run(BAR) == ""
+    texts = [str(state.get("value")).replace("\u2007", " ") for state in notebook.models.values()]
+    assert any("$0.3000 spent, $0.70 left]" in text for text in texts), [text for text in texts if "spent" in text]
