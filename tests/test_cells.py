@@ -58,6 +58,16 @@ def test_calls_without_a_known_cost_are_not_said_to_cost_nothing(ledger: tbl.Led
     assert str(spent_by([ledger], [cell])[0]) == "1 call, 11 tokens, cost unknown"
 
 
+def test_calls_that_did_not_say_their_tokens_are_not_said_to_use_none(ledger: tbl.Ledger) -> None:
+    study = ledger.budget("study", usd=5)
+    cell = Ran(1, now())
+    study.record(usd="0.5").result()
+    assert str(spent_by([ledger], [cell])[0]) == "1 call, tokens unknown, $0.5000"
+    study.record(usd="0.5", tokens=0).result()
+    study.record(usd="0.5", tokens=9).result()
+    assert str(spent_by([ledger], [cell])[0]).startswith("3 calls, 9 tokens (")
+
+
 def test_what_is_open_refused_or_lost_is_said(ledger: tbl.Ledger) -> None:
     study = ledger.budget("study", usd=5)
     cell = Ran(1, now())
@@ -68,8 +78,8 @@ def test_what_is_open_refused_or_lost_is_said(ledger: tbl.Ledger) -> None:
     with pytest.raises(tbl.BudgetExceeded):
         study.reserve_sync(usd=3)
     assert line(study, cell) == (
-        "study: 2 calls, 7 tokens, $2.50, $1.00 of it unknown, counted as held, 1 not ended yet, 1 refused in this cell "
-        "· $1.50 of $5.00 left"
+        "study: 2 calls, 7 tokens (1 did not say), $2.50, $1.00 of it unknown, counted as held, 1 not ended yet, 1 refused "
+        "in this cell · $1.50 of $5.00 left"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pty
 import select
 import signal
 import subprocess
@@ -45,7 +44,7 @@ class Watched:
     """A watch in a process of its own, and what it has said so far."""
 
     def __init__(self, *arguments: str | Path, terminal: bool = False) -> None:
-        self._read_end, write_end = pty.openpty() if terminal else os.pipe()
+        self._read_end, write_end = os.openpty() if terminal else os.pipe()
         self.process = subprocess.Popen(
             [*WATCH, *map(str, arguments), "--every", "0.2"],
             stdout=write_end, stderr=write_end, stdin=subprocess.DEVNULL,
@@ -89,7 +88,6 @@ def test_what_another_process_spends_is_a_line_and_ctrl_c_is_the_end(path: Path)
     assert "Traceback" not in watched.said
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 def test_a_terminal_shows_a_table_that_moves(path: Path) -> None:
     with Watched(path, terminal=True) as watched:
         watched.until(lambda said: "lab/study" in said and "Ctrl-C ends" in said)

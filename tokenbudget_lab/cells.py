@@ -30,7 +30,8 @@ class Spent:
 
     Attributes:
         calls: how many count.
-        tokens: theirs, as far as they are known.
+        tokens: theirs, without those of `untold`.
+        untold: calls that did not say their tokens.
         cost_usd: theirs, without those of `unpriced`; `None` where none of them has a known cost.
         unpriced: calls without a known cost.
         unknown_usd: of the cost, what may have been billed: calls with an unknown fate, counted as they were held.
@@ -40,6 +41,7 @@ class Spent:
 
     calls: int = 0
     tokens: int = 0
+    untold: int = 0
     cost_usd: Decimal | None = None
     unpriced: int = 0
     unknown_usd: Decimal = Decimal(0)
@@ -51,7 +53,8 @@ class Spent:
             return "no calls"
         said = [f"{self.calls:,} call{'' if self.calls == 1 else 's'}"]
         if self.calls:
-            said.append(f"{self.tokens:,} tokens")
+            without = f" ({self.untold:,} did not say)" if self.untold else ""
+            said.append("tokens unknown" if self.untold == self.calls else f"{self.tokens:,} tokens{without}")
             said.append("cost unknown" if self.cost_usd is None else amount(self.cost_usd, scale=self.cost_usd))
         if self.cost_usd is not None and self.unpriced:
             said.append(f"{self.unpriced:,} of them without a known cost, not in it")
@@ -111,7 +114,7 @@ def spent_by(ledgers: Sequence[Ledger], cells: Sequence[Ran], *, below: str | No
 
 
 def _rows(ledger: Ledger, since: datetime, below: str | None) -> list[tuple[Any, ...]]:
-    """This process's calls since then: when, state, tokens, cost, basis; then those that were refused."""
+    """This process's calls since then: when, state, tokens, cost, basis, input tokens; then those that were refused."""
     import polars as pl
 
     def mine(frame: pl.LazyFrame, moment: str) -> pl.LazyFrame:
@@ -122,9 +125,10 @@ def _rows(ledger: Ledger, since: datetime, below: str | None) -> list[tuple[Any,
             return frame
         return frame.filter((pl.col("budget") == below) | pl.col("budget").str.starts_with(f"{below}/"))
 
-    calls = mine(ledger.calls(), "reserved").select("reserved", "state", "tokens", "cost_usd", "basis").collect().rows()
+    wanted = ("reserved", "state", "tokens", "cost_usd", "basis", "input_tokens")
+    calls = mine(ledger.calls(), "reserved").select(wanted).collect().rows()
     refused = mine(ledger.events().filter(pl.col("kind") == "refused"), "ts").select("ts", "kind").collect().rows()
-    return [*calls, *((moment, kind, None, None, None) for moment, kind in refused)]
+    return [*calls, *((moment, kind, None, None, None, None) for moment, kind in refused)]
 
 
 def _summed(rows: Sequence[tuple[Any, ...]]) -> Spent:
@@ -134,6 +138,7 @@ def _summed(rows: Sequence[tuple[Any, ...]]) -> Spent:
         return Spent(
             calls=len(counted),
             tokens=sum(row[2] or 0 for row in counted),
+            untold=sum(not row[2] and row[5] is None for row in counted),
             cost_usd=sum(costs, Decimal(0)) if costs or not counted else None,
             unpriced=len(counted) - len(costs),
             unknown_usd=sum((row[3] for row in counted if row[4] == "unknown" and row[3] is not None), Decimal(0)),

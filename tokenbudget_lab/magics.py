@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cells import Ran, line, now, spent_by
 from .connection import default_ledger, default_path, open_ledgers
-from .errors import TokenBudgetError, told
+from .errors import InvalidValue, TokenBudgetError, told
 from .handles import Budget
 from .magic_lines import OPTIONS, Asked, asked
 from .meters import Outlook, gauge_html, text_html
@@ -144,7 +144,9 @@ class Magics:
         for other in open_ledgers():
             if str(other.desk.where) == name:
                 return other
-        raise TokenBudgetError(f"{told(name)} is no variable with a ledger: connect first, as in `ledger = tbl.connect(…)`")
+        raise InvalidValue(
+            "--ledger", f"{told(name)} is no variable with a ledger: connect first, as in `ledger = tbl.connect(…)`"
+        )
 
     # --- magics ------------------------------------------------------------------------------------------------------------
 

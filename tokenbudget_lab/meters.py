@@ -227,16 +227,10 @@ def _parts(limit: LimitBalance) -> str:
 
 
 def _marks(limit: LimitBalance, alerts: tuple[float, ...]) -> str:
-    """A thin line where each alert is told."""
+    """A thin line where each alert is told, as long as the bar's end is the limit."""
     style = "position:absolute;top:0;bottom:0;width:0;border-left:1px dashed currentColor;opacity:.7"
-    return "".join(
-        f'<span style="{style};left:{100 * alert:.1f}%"></span>' for alert in alerts if 0 < alert < 1 <= _room(limit)
-    )
-
-
-def _room(limit: LimitBalance) -> float:
-    """1 as long as the bar's end is the limit."""
-    return 1.0 if limit.left >= 0 else 0.0
+    inside = [alert for alert in alerts if 0 < alert < 1] if limit.left >= 0 else []
+    return "".join(f'<span style="{style};left:{100 * alert:.1f}%"></span>' for alert in inside)
 
 
 def _key(part: str, text: str) -> str:
