@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -17,6 +20,7 @@ from tokenbudget_lab import frames
 from tokenbudget_lab.conditions import Condition
 from tokenbudget_lab.frames import COLUMNS, tag
 from tokenbudget_lab.rows import COLUMNS as STORED
+from tokenbudget_lab.sandbox import run_in_parts
 
 # --- the columns ---------------------------------------------------------------------------------------------------------
 
@@ -218,3 +222,73 @@ def test_a_closed_ledger_says_so() -> None:
     for frame in lazy:
         with pytest.raises(tbl.LedgerClosed):
             frame.collect()
+
+
+# --- a part at a time ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tangled() -> Iterator[tbl.Ledger]:
+    """Twelve calls that end in another order than they began, some in parts, some never, one adjusted long after."""
+    with tbl.connect(":memory:") as ledger:
+        lab = ledger.budget("lab", usd=100)
+        open_ = [lab.reserve_sync(usd=1, tags={"n": str(n)}) for n in range(10)]
+        paid = lab.record(usd="0.5", tags={"n": "10"}).result()
+        commit_part(ledger, lab.reserve_sync(usd=1, tokens=100, tags={"n": "11"}), "a", 20)
+        for n, call in enumerate(reversed(open_[2:])):
+            call.commit(usd=Decimal(n) / 10).result() if n % 3 else call.rollback().result()
+        lab.adjust(paid.reservation, usd="0.25").result()
+        yield ledger
+
+
+@pytest.mark.parametrize("size", [2, 7, 1_000_000])
+@pytest.mark.parametrize(
+    "query",
+    [
+        lambda f: f,
+        lambda f: f.head(5),
+        lambda f: f.head(7).filter(pl.col("state") == "open"),
+        lambda f: f.filter(pl.col("state") == "committed").head(3),
+        lambda f: f.filter(tag("n") == "11"),
+        lambda f: f.tail(3).select("seq", "cost_usd"),
+        lambda f: f.select(pl.len()),
+    ],
+)
+def test_calls_are_the_same_whatever_the_part_that_is_folded_at_once(
+    tangled: tbl.Ledger, monkeypatch: pytest.MonkeyPatch, size: int, query: Callable[[pl.LazyFrame], pl.LazyFrame]
+) -> None:
+    """Calls whose events lie in many parts are whole, each stands once, and in the order in which they began."""
+    whole = pl.DataFrame(tangled.sql("select * from calls order by seq"))
+    monkeypatch.setattr("tokenbudget_lab.sandbox._PART_EVENTS", size)
+    assert query(tangled.calls()).collect().rows() == query(whole.lazy()).collect().rows()
+
+
+def test_an_early_end_leaves_no_question_behind(tangled: tbl.Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polars stops asking for parts once it has enough rows; what was made for the question is gone then."""
+    monkeypatch.setattr("tokenbudget_lab.sandbox._PART_EVENTS", 1)
+    before = threading.active_count()
+    parts = run_in_parts(tangled.desk, "select seq from calls order by seq")
+    assert next(parts).height <= 1
+    parts.close()  # type: ignore[attr-defined] # it is a generator
+    assert threading.active_count() == before
+    assert tangled.calls().filter(pl.col("seq") > 0).head(1).collect().height == 1
+
+
+ASKED_AND_GONE = """
+import polars as pl
+import tokenbudget_lab as tbl
+from tokenbudget_lab import sandbox
+
+sandbox._PART_EVENTS = 1
+ledger = tbl.connect(":memory:")
+lab = ledger.budget("lab", usd=100)
+for _ in range(20):
+    lab.record(usd="0.1").result()
+print(ledger.calls().filter(pl.col("seq") > 0).head(1).collect().height)
+"""
+
+
+def test_python_ends_well_while_polars_asks_for_more_than_was_needed() -> None:
+    """A thread that comes out of DuckDB when Python has gone aborts the process, and with it says that all was in vain."""
+    done = subprocess.run([sys.executable, "-c", ASKED_AND_GONE], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")

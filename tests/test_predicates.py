@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Literal, cast
@@ -259,13 +259,14 @@ def test_the_first_rows_are_counted_before_they_are_filtered(full: tbl.Ledger) -
 
 def test_of_calls_only_the_rows_that_are_left_leave_the_sandbox(full: tbl.Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    run = sandbox.run
+    run = sandbox.run_in_parts
 
-    def noting(*args: Any) -> pl.DataFrame:
-        rows.append((answer := run(*args)).height)
-        return answer
+    def noting(*args: Any, **named: Any) -> Iterator[pl.DataFrame]:
+        for answer in run(*args, **named):
+            rows.append(answer.height)
+            yield answer
 
-    monkeypatch.setattr("tokenbudget_lab.frames.run", noting)
+    monkeypatch.setattr("tokenbudget_lab.frames.run_in_parts", noting)
     found = full.calls().filter(c("state") == "committed", c("cost_usd") > Decimal("0.3"), c("overrun")).collect()
     assert rows == [found.height]
     assert 0 < found.height < full.calls().collect().height

@@ -15,20 +15,24 @@ In here instants are TIMESTAMP WITH TIME ZONE, so `date_trunc('day', ts)` means 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .desk import Source
 from .errors import LedgerUnavailable, QueryRefused
+from .leaving import ending_by
 from .rows import COLUMNS, INSTANTS, TEXT, USD
 
 if TYPE_CHECKING:
     import duckdb
     import polars as pl
 
+_T = TypeVar("_T")
 _FENCED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
     "python_enable_replacements": False,
@@ -53,6 +57,8 @@ _TYPES = {
     "hash": "blob",
 }
 _FIRST_LINES = 6
+_BEGINS = "kind in ('reserved', 'recorded')"
+_PART_EVENTS = 1_000_000
 
 
 def run(desk: Source, query: str, parameters: Mapping[str, Any] | None = None) -> pl.DataFrame:
@@ -76,15 +82,66 @@ def run(desk: Source, query: str, parameters: Mapping[str, Any] | None = None) -
         raise QueryRefused("it contains a NUL or half a surrogate pair")
     import duckdb
 
-    con = duckdb.connect(":memory:", config=_FENCED)
-    return _interruptible(con, lambda: _answer(con, desk, query, dict(parameters or {}) or None))
+    given = dict(parameters or {}) or None
+    with contextlib.closing(duckdb.connect(":memory:", config=_FENCED)) as con:
+        return _interruptible(con, lambda: _answer(con, desk, query, given))
 
 
-def _interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-    """Work in a thread of its own: DuckDB does not reliably notice Ctrl-C, a main thread that waits does."""
+def run_in_parts(
+    desk: Source, query: str, parameters: Mapping[str, Any] | None = None, *, calls: int | None = None
+) -> Iterator[pl.DataFrame]:
+    """Answer a SELECT of our own over the view `calls`, asked again and again of some of the calls, in their order.
+
+    What one question takes is bounded so: folding all calls of a large ledger at once takes 1.5 kB of memory for each.
+
+    Args:
+        desk: where the events come from.
+        query: DuckDB's SQL, of which the answers to parts of the calls, one behind the other, are the answer to all.
+        parameters: values by name.
+        calls: look at the first so many only.
+
+    Yields:
+        Its rows, as `run` gives them.
+
+    Raises:
+        QueryRefused: DuckDB cannot run it.
+    """
     import duckdb
 
-    results: list[pl.DataFrame] = []
+    given = dict(parameters or {}) or None
+    with contextlib.closing(duckdb.connect(":memory:", config=_FENCED)) as con:
+        bounds = _interruptible(con, lambda: _load_for_parts(con, desk, query, given, calls))
+        for after, upto in itertools.pairwise(bounds):
+            yield _interruptible(con, functools.partial(_part, con, query, given, after, upto))
+
+
+def _load_for_parts(
+    con: duckdb.DuckDBPyConnection, desk: Source, query: str, given: dict[str, Any] | None, calls: int | None
+) -> list[int]:
+    """Load what a query over calls needs.
+
+    Returns:
+        The ends of the parts: numbers of events.
+    """
+    _, needed = _planned(con, query, given)
+    _load(con, desk, {*needed, "seq", "kind", "reservation"})
+    begins = f"from loaded where {_BEGINS}"
+    last = f"select max(seq) {begins}" if calls is None else f"select max(seq) from (select seq {begins} order by seq limit $n)"  # noqa: S608 - texts of our own
+    [(end,)] = con.execute(last, {"n": calls} if calls is not None else None).fetchall()
+    return [*range(0, end or 1, _PART_EVENTS), end or 1]
+
+
+def _part(con: duckdb.DuckDBPyConnection, query: str, given: dict[str, Any] | None, after: int, upto: int) -> pl.DataFrame:
+    """The answer over the calls that these events began."""
+    con.execute("drop view if exists events")
+    begun = f"select reservation from loaded where {_BEGINS} and seq > {after:d} and seq <= {upto:d}"  # noqa: S608 - numbers
+    _show(con, f"loaded where reservation in ({begun})")
+    return _fetched(con, query, given)
+
+
+def _interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], _T]) -> _T:
+    """Work in a thread of its own: DuckDB does not reliably notice Ctrl-C, a main thread that waits does."""
+    results: list[_T] = []
     errors: list[BaseException] = []
     done = threading.Event()  # and no join: interrupted, Python takes the thread for ended (bpo-45274)
 
@@ -94,17 +151,16 @@ def _interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], pl.DataFra
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             errors.append(error)
         finally:
-            con.close()
             done.set()
 
     threading.Thread(target=worker, name="tokenbudget sql", daemon=True).start()
     try:
-        while not done.wait(0.1):
-            pass  # an endless wait would not notice a Ctrl-C that was delivered to another thread
+        with ending_by(con.interrupt):
+            while not done.wait(0.1):
+                pass  # an endless wait would not notice a Ctrl-C that was delivered to another thread
     except BaseException:
         while not done.is_set():
-            with contextlib.suppress(duckdb.Error):  # closed by now
-                con.interrupt()
+            con.interrupt()
             done.wait(0.05)  # then again: an interrupt that falls between two statements is lost
         raise
     if errors:
@@ -113,6 +169,23 @@ def _interruptible(con: duckdb.DuckDBPyConnection, work: Callable[[], pl.DataFra
 
 
 def _answer(con: duckdb.DuckDBPyConnection, desk: Source, query: str, given: dict[str, Any] | None) -> pl.DataFrame:
+    text, needed = _planned(con, query, given)
+    _load(con, desk, needed)
+    _show(con, "loaded")
+    try:
+        return _fetched(con, text, given)
+    except QueryRefused as refused:
+        if _NOT_LOADED not in refused.reason:
+            raise
+    con.execute("drop view events")
+    con.execute("drop table loaded")
+    _load(con, desk, COLUMNS)
+    _show(con, "loaded")
+    return _fetched(con, text, given)
+
+
+def _planned(con: duckdb.DuckDBPyConnection, query: str, given: dict[str, Any] | None) -> tuple[str, Collection[str]]:
+    """The text of a query that may run, and the columns of events that it needs; from here on nothing can be set."""
     import duckdb
 
     con.execute("set TimeZone = 'UTC'")
@@ -127,16 +200,7 @@ def _answer(con: duckdb.DuckDBPyConnection, desk: Source, query: str, given: dic
     con.execute("reset disabled_optimizers")
     con.execute("set lock_configuration = true")
     con.execute("drop table events")
-    _load(con, desk, needed)
-    try:
-        return _fetched(con, text, given)
-    except QueryRefused as refused:
-        if _NOT_LOADED not in refused.reason:
-            raise
-    con.execute("drop view events")
-    con.execute("drop table loaded")
-    _load(con, desk, COLUMNS)
-    return _fetched(con, text, given)
+    return text, needed
 
 
 # --- what may run ------------------------------------------------------------------------------------------------------
@@ -205,7 +269,7 @@ def _optimizers(con: duckdb.DuckDBPyConnection) -> list[str]:
     return [name for (name,) in con.execute("select name from duckdb_optimizers()").fetchall() if name != _PLANNED_BY]
 
 
-def _needed(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | None) -> Sequence[str]:
+def _needed(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | None) -> Collection[str]:
     """The columns of events that the plan reads; all of them where the plan does not say."""
     with _refusing():
         answer = con.sql(text, params=given)
@@ -230,11 +294,11 @@ def _needed(con: duckdb.DuckDBPyConnection, text: str, given: dict[str, Any] | N
     return [name for name in COLUMNS if name in needed]
 
 
-def _load(con: duckdb.DuckDBPyConnection, desk: Source, needed: Sequence[str]) -> None:
-    """Make `events` with these columns in it; the others are there, and fail when they are read."""
+def _load(con: duckdb.DuckDBPyConnection, desk: Source, needed: Collection[str]) -> None:
+    """Load these columns."""
     import duckdb
 
-    chosen = needed or ("seq",)
+    chosen = [name for name in COLUMNS if name in needed] or ["seq"]
     con.execute(f"create table loaded ({', '.join(f'{name} {_TYPES[name]}' for name in chosen)})")
     reader = desk.arrow(chosen, uuids=True)
     try:
@@ -245,8 +309,13 @@ def _load(con: duckdb.DuckDBPyConnection, desk: Source, needed: Sequence[str]) -
         raise LedgerUnavailable(f"the events could not be read: {error}") from error
     finally:
         reader.close()
-    shown = [name if name in chosen else f"error('{_NOT_LOADED}')::{kind} as {name}" for name, kind in _TYPES.items()]
-    con.execute(f"create view events as select {', '.join(shown)} from loaded")  # noqa: S608 - as above
+
+
+def _show(con: duckdb.DuckDBPyConnection, rows: str) -> None:
+    """Make `events` of these rows; columns that were not loaded are there, and fail when they are read."""
+    loaded = {name for (name,) in con.execute("select column_name from (describe loaded)").fetchall()}
+    shown = [name if name in loaded else f"error('{_NOT_LOADED}')::{kind} as {name}" for name, kind in _TYPES.items()]
+    con.execute(f"create view events as select {', '.join(shown)} from {rows}")  # noqa: S608 - names of our own
 
 
 # --- the answer ----------------------------------------------------------------------------------------------------------
