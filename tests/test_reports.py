@@ -343,6 +343,22 @@ def test_two_connections_to_one_file_have_its_budgets_once(tmp_path: Path) -> No
             assert told.total["cost_usd"].item() == 1
 
 
+def test_a_copy_of_a_ledger_does_not_count_beside_it(tmp_path: Path) -> None:
+    """Nor does its export, nor a budget of the copy; empty ledgers, of which none has a first event, are no copies."""
+    with tbl.connect(tmp_path / "a.duckdb", embedded=True) as one, tbl.connect(":memory:") as empty:
+        lab = one.budget("lab", usd=5)
+        lab.record(usd=1).result()
+        one.backup(tmp_path / "b.duckdb")
+        one.export(tmp_path / "parts")
+        export = tbl.read_export(tmp_path / "parts")
+        with tbl.connect(tmp_path / "b.duckdb", embedded=True) as two:
+            for sources in ([one, two], [lab, two], [lab, two.budget("lab")], [export, one], [export, two.budget("lab")]):
+                with pytest.raises(tbl.InvalidValue, match=r"is a copy of .*would count twice"):
+                    tbl.report(sources)
+            with tbl.connect(":memory:") as another:
+                assert tbl.spend([one, empty, another])["cost_usd"].item() == 1
+
+
 def test_budgets_of_one_name_in_several_ledgers_are_told_apart(tmp_path: Path) -> None:
     """Whose limit it is that is passed; and that a row stands for both of them."""
     with tbl.connect(tmp_path / "a.duckdb", embedded=True) as one, tbl.connect(tmp_path / "b.duckdb", embedded=True) as two:

@@ -59,7 +59,7 @@ def calls_of(
     Args:
         source: a ledger, a budget (with all below it), an export, a frame of `ledger.calls()` (Polars, pandas or Arrow), or a
             list of these. Of one ledger no call comes twice, though it is named twice, or one budget is below the other; of
-            frames, and of an export beside its ledger, that is yours to see to.
+            frames that is yours to see to.
         since, until: from when on, and until when (not included): a datetime, a date, or ISO text such as `2026-11-01`;
             without a zone of its own it is in `tz`.
         month: a month instead of these, such as `2026-11`.
@@ -73,7 +73,8 @@ def calls_of(
 
     Raises:
         InvalidType: the source is none of these.
-        InvalidValue: a moment, month or zone that is none; a column that the source lacks.
+        InvalidValue: a moment, month or zone that is none; a column that the source lacks; a copy or an export beside its
+            ledger.
 
     Examples:
         >>> import tokenbudget_lab as tbl
@@ -202,6 +203,7 @@ def _frames(sources: Sequence[Any], *, ordered: bool) -> Iterable[pl.LazyFrame]:
             whole.setdefault(place_of_source(source), source)
         else:
             yield _normal(source)
+    _all_different([*whole.values(), *(chosen[0].ledger for key, chosen in budgets.items() if key not in whole)])
     for source in whole.values():
         yield _named(source, ordered=ordered)
     for key, chosen in budgets.items():
@@ -209,6 +211,19 @@ def _frames(sources: Sequence[Any], *, ordered: bool) -> Iterable[pl.LazyFrame]:
             names = sorted({budget.name for budget in chosen})
             inside = [(pl.col("budget") == name) | pl.col("budget").str.starts_with(f"{name}/") for name in names]
             yield _named(chosen[0].ledger, ordered=ordered).filter(reduce(or_, inside))
+
+
+def _all_different(ledgers: Sequence[Any]) -> None:
+    """See to it that none is a copy of another: their calls would count twice, and their first events have one hash."""
+    seen: dict[bytes, Any] = {}
+    for ledger in ledgers if len(ledgers) > 1 else ():
+        if not hasattr(ledger, "events"):
+            continue
+        for first in ledger.events().select("hash").head(1).collect()["hash"]:
+            other = seen.setdefault(first, ledger)
+            if other is not ledger:
+                one, two = (told(str(_where(each) or each)) for each in (ledger, other))
+                raise InvalidValue("source", f"{one} is a copy of {two}, whose calls would count twice; leave one of them out")
 
 
 def _where(source: Any) -> Any:
