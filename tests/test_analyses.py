@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -534,11 +535,11 @@ def test_an_empty_ledger_is_a_sensible_answer(
 # --- a recorded day ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def day(azure: Path) -> list[tuple[str, int, int, str]]:  # noqa: F811 - the fixture
-    """The first two thousand calls of a recorded day: when, input, output; each by one of three models."""
+@pytest.fixture(scope="module", params=[2_000, pytest.param(None, marks=pytest.mark.soak)], ids=["its beginning", "all of it"])
+def day(azure: Path, request: pytest.FixtureRequest) -> list[tuple[str, int, int, str]]:  # noqa: F811 - the fixture
+    """The first calls of a recorded day, or all: when, input, output; each by one of three models."""
     with azure.open() as file:
-        rows = [next(rows) for rows in [csv.DictReader(file)] for _ in range(2_000)]
+        rows = list(islice(csv.DictReader(file), request.param))
     return [
         (row["TIMESTAMP"][:26], int(row["ContextTokens"]), int(row["GeneratedTokens"]), MODELS[n % 3])
         for n, row in enumerate(rows)
