@@ -11,13 +11,15 @@
 # ---
 
 # %% [markdown]
-# # A batch overnight
+# # Two notebooks, and a batch overnight
 #
 # A batch costs half, and takes up to a day. That is long enough for a kernel to be restarted, a laptop to be closed, and a budget
 # to be spent on something else. So the whole batch is held when it is sent, at batch prices, and the hold ends only when its results
 # are settled: item by item, once, from whichever notebook reads them. No key is needed here; the provider answers on this machine.
 
 # %%
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,7 +38,7 @@ client = tbl.instrument(tbl.demo_client(latency_s=(0.1, 2.0)), study, tags={"con
 
 # %%
 prompts = {f"q{n}": f"Is this review positive? Review {n}: the food was good, the service was slow." for n in range(200)}
-print(tbl.estimate(list(prompts.values()), model="claude-haiku-5-5", max_output_tokens=100, batch=True, budget=study))
+print(tbl.estimate(list(prompts.values()), model="claude-haiku-5-5", max_output_tokens=100, batch=True, budget=study, progress=False))
 
 # %%
 sent = client.messages.batches.create(
@@ -52,14 +54,39 @@ print(sent.processing_status)
 study
 
 # %% [markdown]
-# The notebook is closed. The hold stays, and nobody can spend that money meanwhile.
+# ## Meanwhile, in another notebook
+#
+# A second notebook (here another process of Python) opens the same file and names the same budget. It sees what the batch holds, and
+# what it spends is seen here, at once: there is one ledger, and nobody has a count of their own.
+
+# %%
+ANOTHER = """
+import sys
+import tokenbudget_lab as tbl
+
+with tbl.connect(sys.argv[1]) as ledger:
+    study = ledger.budget("study", usd=1)
+    print("the other sees:", study.balance)
+    study.record(usd="0.25", tags={"condition": "pilot"}).result()
+    try:
+        study.reserve_sync(usd="0.75")
+    except tbl.BudgetExceeded as refusal:
+        print("and is refused:", refusal)
+"""
+print(subprocess.run([sys.executable, "-c", ANOTHER, str(path)], capture_output=True, text=True, check=True).stdout)
+print("this one sees:", study.balance)
+
+# %% [markdown]
+# ## Night
+#
+# This notebook is closed. The hold stays, and nobody can spend that money meanwhile.
 
 # %%
 ledger.close()
 time.sleep(2.5)
 
 # %% [markdown]
-# ## Morning, in another notebook
+# ## Morning, in whichever notebook
 #
 # The ledger knows what is on its way. Any client of the provider will do to settle it, as often as you like.
 
