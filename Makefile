@@ -32,7 +32,7 @@ test: $(VENV)/.dev ## all that must pass: check, the built wheel, the oldest dep
 	@$(MAKE) check & $(MAKE) wheel; wheel=$$?; wait $$! && exit $$wheel
 	@$(MAKE) oldest
 	@$(MAKE) browser
-	@$(PY) -m pytest -n auto --dist loadgroup
+	@$(PY) -m pytest -n auto --dist loadgroup -p no:nbmake
 	@$(PY) -m pytest -q -n auto --nbmake --nbmake-timeout 120 $(wildcard notebooks/*.ipynb)
 
 check: $(VENV)/.dev ## format, lint, types, the order of imports, the lock

@@ -27,6 +27,9 @@ from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
 
 WITH_A_CLOCK = ("memory", "duckdb")
+collect_ignore = [
+    "litellm_calls.py"
+]  # for its doctests, of which it has none, LiteLLM would be imported; it is run by its name
 
 
 def pytest_configure(config: pytest.Config) -> None:
