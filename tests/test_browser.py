@@ -17,7 +17,7 @@ import pytest
 from tests.jupyterlab import GRACE_S, Lab, Tab, browser, chromium, wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = [
     pytest.mark.xdist_group("browser"),
@@ -60,10 +60,10 @@ def opened(lab: Lab, chrome: Browser) -> Iterator[Callable[..., Tab]]:
     lab.complaints.clear()
     with contextlib.ExitStack() as ends:
 
-        def open_notebook(name: str, *cells: str, width: int = 1100, written: bool = False) -> Tab:
+        def open_notebook(name: str, *cells: str, width: int = 1100, height: int = 800, written: bool = False) -> Tab:
             if not written:
                 lab.write(f"{name}.ipynb", cells)
-            context = chrome.new_context(viewport={"width": width, "height": 800})
+            context = chrome.new_context(viewport={"width": width, "height": height})
             ends.callback(context.close)
             return Tab(lab, context.new_page(), f"{name}.ipynb")
 
@@ -72,7 +72,7 @@ def opened(lab: Lab, chrome: Browser) -> Iterator[Callable[..., Tab]]:
     assert (lab.outside, lab.complaints) == ([], [])
 
 
-def shot(page: Page, name: str) -> None:
+def shot(page: Page | Locator, name: str) -> None:
     """A picture of what is there, where somebody wants it."""
     if folder := os.environ.get("TOKENBUDGET_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -89,11 +89,11 @@ def says(page: Page, text: str) -> None:
         raise
 
 
-def violations(page: Page) -> list[Any]:
+def violations(page: Page, ours: str = ".tokenbudget") -> list[Any]:
     """What axe finds wrong with what is ours in the page."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found: list[Any] = Axe().run(page, context=".tokenbudget").response["violations"]
+    found: list[Any] = Axe().run(page, context=ours).response["violations"]
     return found
 
 

@@ -52,7 +52,7 @@ def parts_of(sight: Sight, where: str, *, final: bool = False) -> Parts:
     waits = f'<div style="{QUIET}">reading …</div>' if not sight.trouble else ""
     over_time = _section("Spend over time", over_time_html(calls) if calls else waits)
     by = by_html(calls) if calls else ""
-    if by and final:  # else the choice stands there
+    if calls and final:  # else the choice stands there
         by = _section(f"Spend by {clipped(calls.by.name, MOST_NAME)}", by)
     below = (
         _section("Running now", running_html(calls, sight.at)) + _section("Last refusals", refused_html(calls)) if calls else ""
@@ -174,14 +174,15 @@ def _budget(balance: Balance) -> str:
     besides = [f"{balance.calls_in_flight:,} in flight"] if balance.calls_in_flight else []
     besides += [f"{balance.unpriced_calls:,} without a known cost, not in the amount"] if balance.unpriced_calls else []
     besides += ["closed"] if balance.closed else []
+    beside = text_html(" · ".join(besides))
     name = f'<span style="opacity:.85">{text_html(parent + slash)}</span><span style="font-weight:600">{text_html(leaf)}</span>'
     limits = "".join(_limit(limit) for limit in _own(balance)) or _unlimited(balance)
     return (
-        '<div role="listitem" style="display:flex;flex-wrap:wrap;align-items:baseline;column-gap:16px;'
-        f'padding:4px 0;border-top:1px solid {LINE}">'
-        f'<div style="flex:1 1 13em;min-width:0;padding-left:{depth * _INDENT_EM:.1f}em;box-sizing:border-box">'
-        f"<bdi>{name}</bdi>{_quiet(' · '.join(besides)) if besides else ''}</div>"
-        f'<div style="flex:3 1 24em;min-width:0">{limits}</div></div>'
+        '<div role="listitem" style="display:flex;flex-wrap:wrap;align-items:center;column-gap:16px;'
+        f'padding:3px 0;border-top:1px solid {LINE}">'
+        f'<div style="flex:2 1 15em;min-width:0;padding-left:{depth * _INDENT_EM:.1f}em;box-sizing:border-box">'
+        f'<bdi>{name}</bdi> <span style="{QUIET};margin-left:6px;white-space:nowrap">{beside}</span></div>'
+        f'<div style="flex:3 1 26em;min-width:0">{limits}</div></div>'
     )
 
 
@@ -189,8 +190,8 @@ def _limit(limit: LimitBalance) -> str:
     amounts = f"{of_limit(limit, limit.committed)} · {of_limit(limit, limit.reserved)} held · {left_text(limit)}"
     return (
         '<div style="display:flex;flex-wrap:wrap;align-items:center;column-gap:12px">'
-        f"{meter_html(limit, limit.budget, style='flex:1 1 8em;margin:3px 0')}"
-        f'<div style="flex:2 1 19em;{_NUMBER}">{text_html(amounts)}</div></div>'
+        f"{meter_html(limit, limit.budget, style='flex:1 1 7em;margin:3px 0')}"
+        f'<div style="flex:3 1 21em;{_NUMBER}">{text_html(amounts)}</div></div>'
     )
 
 
@@ -238,7 +239,13 @@ def over_time_html(calls: Overview) -> str:
 def _when(moment: datetime, every: str) -> str:
     """A period's beginning, as exactly as it is long."""
     return (
-        f"{moment:%H:%M:%S}" if every.endswith("s") else f"{moment:%m-%d %H:%M}" if every[-1] in "mh" else f"{moment:%Y-%m-%d}"
+        f"{moment:%H:%M:%S}"
+        if every.endswith("s")
+        else f"{moment:%H:%M}"
+        if every.endswith("m")
+        else f"{moment:%m-%d %H:%M}"
+        if every.endswith("h")
+        else f"{moment:%Y-%m-%d}"
     )
 
 

@@ -147,8 +147,8 @@ def dashboard(ledger: Ledger | None = None, *, by: str | None = None) -> Dashboa
     """Show a whole ledger while calls run: budgets, running calls, spend over time and by tag, refusals; raise a limit.
 
     It is shown under this cell and moves on in the cells that come, whoever spends, until it is closed: by `close`, by the
-    end of its block in `with tbl.dashboard(ledger):`, when its ledger is closed or the kernel leaves, or when its cell is run again.
-    Outside of notebooks it shows nothing by itself; its repr is a line of text for each budget.
+    end of its block in `with tbl.dashboard(ledger):`, when its ledger is closed or the kernel leaves, or when its cell is run
+    again. Outside of notebooks it shows nothing by itself; its repr is a line of text for each budget.
 
     Args:
         ledger: which one; the default ledger where not given.

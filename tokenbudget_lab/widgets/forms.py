@@ -19,6 +19,7 @@ from .raising import Raise, carry_out, named, planned, same
 
 MOST_CHOICES = 100
 _WIDE = "60em"
+_RULED: dict[str, Any] = {"border_top": f"1px solid {LINE}", "margin": "6px 0 0", "padding": "6px 0 2px", "overflow": "visible"}
 
 
 class Form:
@@ -45,7 +46,8 @@ class Form:
         asking = ipywidgets.HBox(
             [self.which, self.typed, self.ask], layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         )
-        self.root = ipywidgets.VBox([asking, self.said, self._confirming], layout=ipywidgets.Layout(overflow="visible"))
+        self.root = ipywidgets.VBox([asking, self.said, self._confirming], layout=ipywidgets.Layout(**_RULED))
+        self._say("")  # whoever listens for news of it has to find it there
         self.ask.on_click(lambda _: self._prepare())
         self.yes.on_click(lambda _: self._confirm())
         self.no.on_click(lambda _: self._end("Nothing was changed."))
@@ -109,7 +111,7 @@ class Board:
 
     def __init__(self, ledger: Ledger, choose: Callable[[Label], None]) -> None:
         self._choose, self._labels, self._offering = choose, tuple[Label, ...](), False
-        self._html = Parts(*(ipywidgets.HTML(layout=ipywidgets.Layout(margin="0")) for _ in Parts._fields))  # type: ignore[arg-type] # the same four, as widgets
+        self._html = [ipywidgets.HTML(layout=ipywidgets.Layout(margin="0")) for _ in Parts._fields]
         self._form = Form(ledger)
         self._by = ipywidgets.Dropdown(
             description="Spend by",
@@ -117,15 +119,13 @@ class Board:
             layout=ipywidgets.Layout(width="auto", max_width="20em"),
         )
         self._by.observe(self._chosen, "value")
-        html: Any = self._html
+        budgets, over_time, by, calls = self._html
         half = {"flex": "1 1 20em", "min_width": "0", "overflow": "visible"}
-        left = ipywidgets.VBox([html.over_time], layout=ipywidgets.Layout(**half))
-        right = ipywidgets.VBox([self._by, html.by], layout=ipywidgets.Layout(**half, margin="8px 0 0"))
-        spend = ipywidgets.HBox(
-            [left, right], layout=ipywidgets.Layout(flex_flow="row wrap", grid_gap="0 28px", overflow="visible")
-        )
+        left = ipywidgets.VBox([over_time], layout=ipywidgets.Layout(**half))
+        right = ipywidgets.VBox([self._by, by], layout=ipywidgets.Layout(**half, margin="0"))
+        spend = ipywidgets.HBox([left, right], layout=ipywidgets.Layout(flex_flow="row wrap", grid_gap="0 28px", **_RULED))
         self.root = ipywidgets.VBox(
-            [html.budgets, self._form.root, spend, html.calls],
+            [budgets, self._form.root, spend, calls],
             layout=ipywidgets.Layout(border=f"1px solid {LINE}", padding="8px 14px 12px", max_width=_WIDE, overflow="visible"),
         )
         self.root.add_class("tokenbudget-dashboard")

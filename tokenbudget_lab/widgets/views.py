@@ -17,7 +17,7 @@ class Moving(Protocol):
 
     root: Any
 
-    def show(self, parts: tuple[str, ...]) -> None:
+    def show(self, parts: tuple[Any, ...]) -> None:
         """Show these parts."""
         ...
 
@@ -30,7 +30,7 @@ class OneText:
 
         self.root = ipywidgets.HTML()
 
-    def show(self, parts: tuple[str, ...]) -> None:
+    def show(self, parts: tuple[Any, ...]) -> None:
         """Show the only part."""
         (self.root.value,) = parts
 
@@ -42,44 +42,44 @@ class View:
         cell: which run of which cell.
     """
 
-    def __init__(self, made: Callable[[], Moving], parts: tuple[str, ...], html: str, text: str, *, live: bool) -> None:
+    def __init__(self, made: Callable[[], Moving], parts: tuple[Any, ...], html: str, text: str, *, live: bool) -> None:
         from IPython import display
 
         self.cell, self._made = this_cell(), made
         self._moving = self._begun(parts) if live else None
-        self._shown = (*parts, html if self._moving is None else "")
+        self._shown, self._frozen = parts, not live
         show: Any = display.display  # its types say less than it takes
         self._handle = show(self._bundle(html, text), raw=True, display_id=True)
 
-    def move(self, parts: tuple[str, ...], html: str, text: str) -> None:
+    def move(self, parts: tuple[Any, ...], html: str, text: str) -> None:
         """Show this, and more of it soon.
 
         Args:
-            parts: for widgets.
+            parts: for widgets; where they are what is shown, nothing is new.
             html: for where there are none.
             text: for where no HTML is shown.
         """
+        if parts == self._shown:
+            return
+        self._shown, self._frozen = parts, False
         if self._moving is not None:
-            if (*parts, "") != self._shown:
-                self._shown = (*parts, "")
-                self._moving.show(parts)
-        elif (*parts, html) != self._shown:
+            self._moving.show(parts)
+        else:
             self._moving = self._begun(parts)
-            self._shown = (*parts, html if self._moving is None else "")
             self._handle.update(self._bundle(html, text), raw=True)
 
-    def freeze(self, parts: tuple[str, ...], html: str, text: str) -> None:
+    def freeze(self, parts: tuple[Any, ...], html: str, text: str) -> None:
         """Show this as plain HTML; what widgets were is gone without a trace."""
-        moving, self._moving = self._moving, None
-        if moving is None and (*parts, html) == self._shown:
+        if self._frozen and parts == self._shown:
             return
-        self._shown = (*parts, html)
+        moving, self._moving = self._moving, None
+        self._shown, self._frozen = parts, True
         self._handle.update(self._bundle(html, text), raw=True)
         if moving is not None:  # only now, since a view without its model says that something is wrong
             for widget in _all_of(moving.root):
                 widget.close()
 
-    def _begun(self, parts: tuple[str, ...]) -> Moving | None:
+    def _begun(self, parts: tuple[Any, ...]) -> Moving | None:
         """What moves, where there are widgets."""
         if not has_widgets():
             return None
