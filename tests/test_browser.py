@@ -200,6 +200,32 @@ def test_a_cell_with_await_is_under_its_budget(opened: Callable[..., Tab]) -> No
     assert tab.page.locator("mjx-container").count() == 0
 
 
+GONE = """
+try:
+    for n in tbl.track(range(50), study, progress=True):
+        with study.reserve(usd=2) as call:
+            call.commit(usd="1.50")
+except tbl.BudgetExceeded:
+    pass
+"""
+
+
+def test_a_bar_whose_budget_is_gone_is_one_line_that_stays(lab: Lab, opened: Callable[..., Tab]) -> None:
+    """Beside the alerts of the same cell; in a notebook that was saved and reopened without its kernel too."""
+    first = opened("gone", START.format(name="gone"), GONE)
+    first.run_all()
+    first.command("docmanager:save")
+    first.command("kernelmenu:shutdown")
+    first.page.close()
+    tab = opened("gone", written=True)
+    text = tab.page.locator(".jp-OutputArea").last.inner_text()
+    shot(tab.page, "bar_gone")
+    told = ("50% of $5.00 usd is spent ($3.00)", "lab/prompt-study: 3 of 50 rows done, $4.50 spent, $0.50 left")
+    assert [text.count(line) for line in told] == [1, 1], text
+    assert "widget" not in text.lower()
+    assert tab.page.locator("mjx-container").count() == 0
+
+
 SHOWN = """
 old = ledger.budget("lab/<b>&$x$", usd=1)
 old.record(usd="1.50").result()

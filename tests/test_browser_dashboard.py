@@ -51,7 +51,7 @@ def limits_set(lab: Lab, name: str) -> int:  # noqa: F811 - the fixture's value
     """How often the limit of a budget was set, since it was made."""
     with tbl.connect(lab.folder / name) as ledger:
         events = ledger.events().collect()
-    return sum(row["kind"] == "budget_set" and row["budget"] == "lab/prompt-study" for row in events.iter_rows(named=True)) - 1
+    return events.filter(kind="budget_set", budget="lab/prompt-study").height - 1
 
 
 SHOWN = """

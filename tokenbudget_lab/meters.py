@@ -254,6 +254,13 @@ def key_html(part: str, text: str) -> str:
     return f'<span><span style="{swatch}"></span>{text_html(text)}</span>'
 
 
+def alert_html(text: str) -> str:
+    """An alert as a line under a cell."""
+    return (
+        f'<div class="tokenbudget mathjax_ignore tex2jax_ignore" style="{FONT};font-weight:600">{text_html(f"▲ {text}")}</div>'
+    )
+
+
 def _block(text: str, style: str = "") -> str:
     return f'<div style="margin-top:4px;{style}">{text_html(text)}</div>'
 
