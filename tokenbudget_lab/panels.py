@@ -220,7 +220,7 @@ def over_time_html(calls: Overview) -> str:
         f'{COMMITTED_BAR}"></div>'
         for row in rows
     )
-    every, highest = every_text(calls.every), f"{_amount(most, name)} at {_when(most['period'], calls.every)}"
+    every, highest = every_text(calls.every), f"{_amount(most, name, calls)} at {_when(most['period'], calls.every)}"
     unit = "USD" if name == "cost_usd" else "tokens"
     unpriced = (
         f", {calls.total['unpriced_calls']:,} calls without a known cost left out" if calls.total["unpriced_calls"] else ""
@@ -249,8 +249,8 @@ def _when(moment: datetime, every: str) -> str:
     )
 
 
-def _amount(sums: dict[str, Any], name: str) -> str:
-    return usd_text(sums[name], digits_for(sums[name])) if name == "cost_usd" else f"{sums[name]:,}"
+def _amount(sums: dict[str, Any], name: str, calls: Overview) -> str:
+    return usd_text(sums[name], digits_for(calls.total[name])) if name == "cost_usd" else f"{sums[name]:,}"
 
 
 def by_html(calls: Overview) -> str:
@@ -288,7 +288,7 @@ def running_html(calls: Overview, now: datetime) -> str:
     if not calls.running_in_all:
         return _quiet("No call is running.")
     rows = [
-        tuple(text_html(cell) for cell in (age(now - each.since), _short(each.budget), _short(each.model), _held(each)))
+        (_whole(age(now - each.since)), *map(text_html, (_short(each.budget), _short(each.model), _held(each))))
         for each in calls.running
     ]
     more = calls.running_in_all - len(rows)
@@ -310,6 +310,11 @@ def age(span: timedelta) -> str:
     return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
 
 
+def _whole(text: str) -> str:
+    """A text that stays on one line."""
+    return f'<span style="white-space:nowrap">{text_html(text)}</span>'
+
+
 def _short(name: str | None) -> str:
     return MISSING if name is None else clipped(name, MOST_NAME)
 
@@ -324,9 +329,7 @@ def refused_html(calls: Overview) -> str:
     """The newest reserves that did not fit, and why."""
     if not calls.refused:
         return _quiet("Nothing was refused.")
-    rows = [
-        tuple(text_html(cell) for cell in (f"{each.at:%H:%M:%S}", _short(each.budget), _why(each))) for each in calls.refused
-    ]
+    rows = [(_whole(f"{each.at:%H:%M:%S}"), *map(text_html, (_short(each.budget), _why(each)))) for each in calls.refused]
     more = calls.refused_in_all - sum(each.count for each in calls.refused)
     rest = _quiet(f"… and {more:,} before these") if more > 0 else ""
     return _table("Last refusals", ("At (UTC)", "Budget", "Why"), rows, 0) + rest
@@ -353,7 +356,7 @@ def _table(name: str, heads: Sequence[str], rows: Iterable[Sequence[str]], numbe
         return f'<{tag}{more} style="{style}">{inside}</{tag}>'
 
     head = "".join(
-        cell("th", n, f'<span style="{QUIET}">{text_html(clipped(text, MOST_NAME))}</span>', ' scope="col"')
+        cell("th", n, f'<span style="{QUIET};white-space:nowrap">{text_html(clipped(text, MOST_NAME))}</span>', ' scope="col"')
         for n, text in enumerate(heads)
     )
     body = "".join(f'<tr style="{_ROW}">{"".join(cell("td", n, inside) for n, inside in enumerate(row))}</tr>' for row in rows)
