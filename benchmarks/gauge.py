@@ -16,7 +16,7 @@ import tempfile
 
 from jupyter_client.manager import KernelManager
 
-TURNS, ROUND_S, RATE = 100, 0.4, 1000
+TURNS, ROUND_S, RATE = 300, 0.2, 1000
 CELL = f"""
 import json, time
 import tokenbudget_lab as tbl
