@@ -16,10 +16,15 @@ import tempfile
 
 from jupyter_client.manager import KernelManager
 
-TURNS, ROUND_S, RATE = 300, 0.2, 1000
+TURNS, ROUND_S, SETTLE_S, RATE = 240, 0.25, 0.1, 1000
 CELL = f"""
 import json, time
 import tokenbudget_lab as tbl
+
+def round_of(study):
+    "What opening or closing a gauge has left to do is over when it begins."
+    pairs(study, {SETTLE_S})
+    return pairs(study, {ROUND_S})
 
 def pairs(study, seconds):
     "CPU seconds and seconds of a pair at a fixed rate, and how many were made in a second."
@@ -41,10 +46,10 @@ with tbl.connect(":memory:") as ledger:
     pairs(study, 3)
     plain, watched = [], []
     for _ in range({TURNS}):
-        plain.append(pairs(study, {ROUND_S}))
+        plain.append(round_of(study))
         with tbl.gauge(study):
-            watched.append(pairs(study, {ROUND_S}))
-    plain.append(pairs(study, {ROUND_S}))
+            watched.append(round_of(study))
+    plain.append(round_of(study))
 print(json.dumps([plain, watched]))
 """
 
