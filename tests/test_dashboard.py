@@ -361,6 +361,31 @@ def test_a_control_that_is_pressed_twice_does_nothing_twice(ledger: tbl.Ledger, 
     assert ("is <span>$</span>8.00 now" in form.said.value, len(limits_set(ledger))) == (True, 1)
 
 
+def test_a_press_while_the_first_one_is_carried_out_does_nothing(
+    ledger: tbl.Ledger, form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes its time; what is said in the end is of the first press."""
+    inside, go_on = threading.Event(), threading.Event()
+    store = ledger.desk.store  # type: ignore[attr-defined] # a writer has one
+    append = store.append
+
+    def slow(*given: object, **named: object) -> object:
+        inside.set()
+        go_on.wait(GRACE_S)
+        return append(*given, **named)
+
+    form.ask.click()
+    monkeypatch.setattr(store, "append", slow)
+    presses = [threading.Thread(target=form.yes.click) for _ in range(2)]
+    presses[0].start()
+    assert inside.wait(GRACE_S)
+    presses[1].start()
+    until(lambda: not presses[1].is_alive())
+    go_on.set()
+    presses[0].join()
+    assert ("is <span>$</span>8.00 now" in form.said.value, len(limits_set(ledger))) == (True, 1)
+
+
 def test_nothing_is_raised_without_the_first_step_or_after_it_was_taken_back(ledger: tbl.Ledger, form: Form) -> None:
     for button in (form.yes, form.ask, form.no, form.yes):
         button.click()

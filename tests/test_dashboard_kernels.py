@@ -55,6 +55,8 @@ def test_a_dashboard_at_which_nothing_moves_is_plain_html_until_something_does(n
         until(lambda: not models)
     """)
     (still,) = shown(notebook)
+    notebook.run("then = dashboard._sight.at\nuntil(lambda: (dashboard._sight.at - then).total_seconds() > 1.5)")
+    assert shown(notebook) == [still]  # it does not write to the notebook for nothing
     notebook.run("module.STILL_S = 60\nstudy.record(usd='1.25').result()\nuntil(lambda: models)\nwith dashboard._drawing: pass")
     (moving,) = shown(notebook)
     assert ("As of" in still["text/html"], WIDGET in moving) == (True, True)
