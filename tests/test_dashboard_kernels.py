@@ -52,8 +52,9 @@ def test_a_dashboard_at_which_nothing_moves_is_plain_html_until_something_does(n
         from tokenbudget_lab.widgets import dashboard as module
         module.STILL_S = 0.2
         dashboard = tbl.dashboard(ledger)
-        until(lambda: not models)
+        until(lambda: dashboard._sight.calls and not models)
     """)
+    notebook.run("then = dashboard._sight.at\nuntil(lambda: (dashboard._sight.at - then).total_seconds() > 0.5)")
     (still,) = shown(notebook)
     notebook.run("then = dashboard._sight.at\nuntil(lambda: (dashboard._sight.at - then).total_seconds() > 1.5)")
     assert shown(notebook) == [still]  # it does not write to the notebook for nothing

@@ -78,13 +78,7 @@ class Magics:
         nested: Any = inputtransformer2.cell_magic  # has no types
         said = f"{_HIDDEN} {found[1].rstrip()}"
         first = next((n for n, text in enumerate(lines) if n and not text.isspace()), len(lines))
-        statement = f"get_ipython().run_line_magic('budget', {said!r})\n"
-        future = _futures(
-            lines
-        )  # these have to be the first: they go one line up, and the lines behind them stay where they are
-        if future > 1:
-            return [*lines[1:future], statement, *lines[future:]]
-        return [statement, *lines[1:first], *nested(lines[first:])]
+        return [f"get_ipython().run_line_magic('budget', {said!r})\n", *lines[1:first], *nested(lines[first:])]
 
     def begun(self, info: Any) -> None:
         """A cell begins; one that another cell runs inside itself is part of that."""
@@ -249,17 +243,6 @@ class Magics:
         balances = [budget.balance for budget in budgets]
         html = "".join(gauge_html(balance, Outlook(final=True)) for balance in balances)
         return Shown("\n".join(balance_text(balance) for balance in balances), html)
-
-
-def _futures(lines: list[str]) -> int:
-    """Where the lines end that import from `__future__`, in a cell that begins with them behind its first line."""
-    end = 1
-    for n, text in enumerate(lines[1:], 1):
-        if re.match(r"from\s+__future__\s+import\s+[\w ,]+(#.*)?$", text):
-            end = n + 1
-        elif text.strip() and not text.lstrip().startswith("#"):
-            break
-    return end
 
 
 class Shown:
