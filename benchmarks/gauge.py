@@ -1,46 +1,62 @@
 """What a gauge costs the calls that it watches: pairs of reserve and commit at 1,000 a second, in a kernel, with and without.
 
-The ledger is in memory, where nothing but the interpreter is in the way of a call. The two are measured in turns, a second
-each, so that what else this machine does meets both. A pair's time is told as the mean of each second, and the cost as the
-median, with its quartiles, of what the seconds with a gauge took longer than those around them.
+The ledger is in memory, where nothing but the interpreter is in the way of a call. Short rounds with and without a gauge take
+turns, so that what else this machine does meets both, and each round with one is compared with the two beside it. What is
+compared is the CPU time that the whole process used while pairs were made: whatever the gauge's thread does in their way is in
+it, and what other processes do is not. The cost is the median over all rounds, with the interval in which it is with 95 %.
+What the gauge's own thread uses is counted apart, also while no pair is made: it can be told more closely.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import queue
 import statistics
 import tempfile
 
 from jupyter_client.manager import KernelManager
 
-TURNS, RATE = 20, 1000
+TURNS, ROUND_S, SETTLE_S, RATE = 240, 0.25, 0.1, 1000
 CELL = f"""
-import json, time
+import json, threading, time
 import tokenbudget_lab as tbl
 
-def pairs(study, seconds=1.0):
-    "Mean seconds of a pair, at a fixed rate."
-    start, made, took = time.perf_counter(), 0, 0.0
+def round_of(study):
+    "What opening or closing a gauge has left to do is over when it begins."
+    pairs(study, {SETTLE_S})
+    return pairs(study, {ROUND_S})
+
+def own():
+    "CPU seconds of the gauge's thread."
+    threads = [thread for thread in threading.enumerate() if thread.name == "tokenbudget-watch"]
+    return sum(time.clock_gettime(time.pthread_getcpuclockid(thread.ident)) for thread in threads)
+
+def pairs(study, seconds):
+    "CPU seconds and seconds of a pair at a fixed rate, how many were made in a second, and the gauge's CPU seconds for each."
+    start, made, took, used, watching = time.perf_counter(), 0, 0.0, 0.0, own()
     while (now := time.perf_counter()) < start + seconds:
         if made < (now - start) * {RATE}:
+            before = time.process_time()
             with study.reserve(usd="0.001") as call:
                 call.commit(usd="0.001")
+            used += time.process_time() - before
             took += time.perf_counter() - now
             made += 1
         else:
             time.sleep(0.0002)
-    return took / made, made / seconds
+    watching = own() - watching
+    return used / made, took / made, made / seconds, watching / made
 
 with tbl.connect(":memory:") as ledger:
     study = ledger.budget("study", usd=1_000_000)
-    pairs(study, 2)
+    pairs(study, 3)
     plain, watched = [], []
     for _ in range({TURNS}):
-        plain.append(pairs(study))
+        plain.append(round_of(study))
         with tbl.gauge(study):
-            watched.append(pairs(study))
-    plain.append(pairs(study))
+            watched.append(round_of(study))
+    plain.append(round_of(study))
 print(json.dumps([plain, watched]))
 """
 
@@ -56,7 +72,7 @@ def run(folder: str) -> list[list[list[float]]]:
         asked, text = client.execute(CELL), ""
         while True:
             try:
-                message = client.get_iopub_msg(timeout=120)
+                message = client.get_iopub_msg(timeout=300)
             except queue.Empty:
                 raise SystemExit("the kernel does not answer") from None
             if message["parent_header"].get("msg_id") != asked:
@@ -77,14 +93,30 @@ def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         plain, watched = run(folder)
-    longer = [with_it[0] / ((plain[n][0] + plain[n + 1][0]) / 2) - 1 for n, with_it in enumerate(watched)]
-    rates = [statistics.median(rate for _, rate in rows) for rows in (plain, watched)]
-    means = [1e3 * statistics.median(mean for mean, _ in rows) for rows in (plain, watched)]
+    cpu, wall = [longer(plain, watched, which) for which in range(2)]
+    rates = [statistics.median(row[2] for row in rows) for rows in (plain, watched)]
+    means = [1e3 * statistics.median(row[0] for row in rows) for rows in (plain, watched)]
     print(f"pairs a second, in memory: {rates[0]:,.0f} without a gauge, {rates[1]:,.0f} with one")
-    low, middle, high = (100 * cut for cut in statistics.quantiles(longer, n=4))
     print(
-        f"a pair: {means[0]:.3f} ms without, {means[1]:.3f} ms with; a gauge costs {middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+        f"CPU of a pair: {means[0]:.3f} ms without, {means[1]:.3f} ms with; a gauge costs {told(cpu)}; of its time {told(wall)}"
     )
+    share = sorted(row[3] * 1e3 / means[0] for row in watched)
+    print(f"the CPU of the gauge's own thread, wherever it runs, is {told(share)} of that of the pairs")
+
+
+def longer(plain: list[list[float]], watched: list[list[float]], which: int) -> list[float]:
+    """By what part each round with a gauge took more than the two beside it, in order."""
+    return sorted(
+        2 * with_it[which] / (before[which] + behind[which]) - 1
+        for before, with_it, behind in zip(plain, watched, plain[1:], strict=False)
+    )
+
+
+def told(parts: list[float]) -> str:
+    """The median of these, and where it is with 95 %, whatever their distribution."""
+    middle, reach = len(parts) / 2, 0.98 * math.sqrt(len(parts))
+    low, high = parts[math.floor(middle - reach)], parts[min(len(parts) - 1, math.ceil(middle + reach))]
+    return f"{100 * statistics.median(parts):+.1f} % ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 if __name__ == "__main__":

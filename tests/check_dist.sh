@@ -28,7 +28,8 @@ oldest)
     "$UV" pip install --quiet --python "$place/venv" --no-deps "$wheel"
     tests=(tests/smoke tests/test_behaviour.py tests/test_kernels.py)
     # Beside the others, each in a process of its own: the oldest jupyter-client leaves a ZeroMQ context behind.
-    apart=(tests/test_counting_kernels.py tests/test_gauge_kernels.py tests/test_magics.py)
+    apart=(tests/test_counting_kernels.py tests/test_gauge_kernels.py tests/test_magics.py tests/test_alert_kernels.py
+        tests/test_dashboard_kernels.py)
     ;;
 *)
     echo "usage: $0 wheel|oldest"; exit 2

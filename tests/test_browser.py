@@ -17,7 +17,7 @@ import pytest
 from tests.jupyterlab import GRACE_S, Lab, Tab, browser, chromium, wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = [
     pytest.mark.xdist_group("browser"),
@@ -60,10 +60,10 @@ def opened(lab: Lab, chrome: Browser) -> Iterator[Callable[..., Tab]]:
     lab.complaints.clear()
     with contextlib.ExitStack() as ends:
 
-        def open_notebook(name: str, *cells: str, width: int = 1100, written: bool = False) -> Tab:
+        def open_notebook(name: str, *cells: str, width: int = 1100, height: int = 800, written: bool = False) -> Tab:
             if not written:
                 lab.write(f"{name}.ipynb", cells)
-            context = chrome.new_context(viewport={"width": width, "height": 800})
+            context = chrome.new_context(viewport={"width": width, "height": height})
             ends.callback(context.close)
             return Tab(lab, context.new_page(), f"{name}.ipynb")
 
@@ -72,7 +72,7 @@ def opened(lab: Lab, chrome: Browser) -> Iterator[Callable[..., Tab]]:
     assert (lab.outside, lab.complaints) == ([], [])
 
 
-def shot(page: Page, name: str) -> None:
+def shot(page: Page | Locator, name: str) -> None:
     """A picture of what is there, where somebody wants it."""
     if folder := os.environ.get("TOKENBUDGET_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -89,11 +89,11 @@ def says(page: Page, text: str) -> None:
         raise
 
 
-def violations(page: Page) -> list[Any]:
+def violations(page: Page, ours: str = ".tokenbudget") -> list[Any]:
     """What axe finds wrong with what is ours in the page."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found: list[Any] = Axe().run(page, context=".tokenbudget").response["violations"]
+    found: list[Any] = Axe().run(page, context=ours).response["violations"]
     return found
 
 
@@ -197,6 +197,32 @@ def test_a_cell_with_await_is_under_its_budget(opened: Callable[..., Tab]) -> No
     text = tab.page.locator(".jp-Notebook").inner_text()
     shot(tab.page, "budget_cell")
     assert "lab/prompt-study: 3 calls, 2,100 tokens, $0.7500 in this cell · $4.25 of $5.00 left" in text
+    assert tab.page.locator("mjx-container").count() == 0
+
+
+GONE = """
+try:
+    for n in tbl.track(range(50), study, progress=True):
+        with study.reserve(usd=2) as call:
+            call.commit(usd="1.50")
+except tbl.BudgetExceeded:
+    pass
+"""
+
+
+def test_a_bar_whose_budget_is_gone_is_one_line_that_stays(lab: Lab, opened: Callable[..., Tab]) -> None:
+    """Beside the alerts of the same cell; in a notebook that was saved and reopened without its kernel too."""
+    first = opened("gone", START.format(name="gone"), GONE)
+    first.run_all()
+    first.command("docmanager:save")
+    first.command("kernelmenu:shutdown")
+    first.page.close()
+    tab = opened("gone", written=True)
+    text = tab.page.locator(".jp-OutputArea").last.inner_text()
+    shot(tab.page, "bar_gone")
+    told = ("50% of $5.00 usd is spent ($3.00)", "lab/prompt-study: 3 of 50 rows done, $4.50 spent, $0.50 left")
+    assert [text.count(line) for line in told] == [1, 1], text
+    assert "widget" not in text.lower()
     assert tab.page.locator("mjx-container").count() == 0
 
 

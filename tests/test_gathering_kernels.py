@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,51 @@ def test_a_bar_comes_up_in_a_cell_and_stays_with_its_money(notebook: Notebook) -
     assert notebook.run(BAR).rstrip().endswith("$0.3000 spent, $0.70 left]")
 
 
-def test_a_bar_is_a_widget_where_there_are_any(notebook: Notebook) -> None:
-    assert notebook.run(BAR) == ""
-    texts = [str(state.get("value")).replace("\u2007", " ") for state in notebook.models.values()]
-    assert any("$0.3000 spent, $0.70 left]" in text for text in texts), [text for text in texts if "spent" in text]
+SEEN = """
+    import ipywidgets
+    seen, models = [], ipywidgets.widgets.widget._instances
+    def look():
+        seen.extend(str(getattr(model, "value", "")).replace("\\u2007", " ") for model in list(models.values()))
+"""
+
+
+def lines(notebook: Notebook, code: str) -> list[Any]:
+    """What a cell has displayed, as it is at its end; and how many widgets are left."""
+    notebook.displays.clear()
+    notebook.run(code)
+    return [list(notebook.displays.values()), int(notebook.run("print(len(models))"))]
+
+
+def test_a_bar_is_a_widget_where_there_are_any_and_a_line_in_the_end(notebook: Notebook) -> None:
+    notebook.run(SEEN)
+    told = lines(notebook, BAR + "        look()\n")
+    assert told == [[{"text/plain": "study: 3 of 3 rows done, $0.3000 spent, $0.70 left"}], 0]
+    assert "2/3 [" in notebook.run("print(seen)")
+
+
+def test_when_the_budget_is_gone_a_loop_leaves_one_line(notebook: Notebook) -> None:
+    """Ten calls of ten cents fit; the eleventh is refused, and ends the cell."""
+    notebook.run(SEEN)
+    told = lines(
+        notebook,
+        """
+        try:
+            for n in tbl.track(range(50), study, progress=True):
+                with study.reserve(usd="0.10") as call:
+                    call.commit(usd="0.10")
+        except tbl.BudgetExceeded:
+            pass
+    """,
+    )
+    assert told == [[{"text/plain": "study: 10 of 50 rows done, $1.00 spent, $0.00 left"}], 0]
+
+
+def test_when_the_budget_is_gone_many_calls_leave_one_line(notebook: Notebook) -> None:
+    """A hold of ten cents fits nineteen times, of which each costs five; the others are refused."""
+    notebook.run(SEEN + "    slow = False\n")
+    told = lines(
+        notebook,
+        "replies = await tbl.gather([lambda n=n: ask(n) for n in range(50)], budget=study, concurrency=1, progress=True)",
+    )
+    refused = "study: 19 of 50 calls done, $0.9500 spent, $0.05 left, 31 refused"
+    assert told == [[{"text/plain": refused}], 0]

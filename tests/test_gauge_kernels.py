@@ -127,6 +127,25 @@ def test_a_kernel_that_leaves_closes_its_gauges(notebook: Notebook) -> None:
     assert "$</span>1.25 committed" in notebook.displays[display]["text/html"]
 
 
+@pytest.mark.parametrize("shows", ["tbl.gauge(study)", "tbl.dashboard(ledger)"])
+def test_a_kernel_that_is_restarted_leaves_the_truth_and_the_next_one_works(
+    notebook: Notebook, tmp_path: Path, shows: str
+) -> None:
+    """What it showed is plain HTML of its last value; what the new kernel shows moves."""
+    notebook.run(f"shown = {shows}\nreceipt = study.record(usd='1.25')")
+    (display,) = notebook.displays
+    notebook.manager.restart_kernel()
+    until(lambda: notebook._heard(Cell(), 0.1) or "text/html" in notebook.displays[display])
+    left = notebook.displays.pop(display)["text/html"]
+    notebook.ready()
+    notebook.models.clear()
+    notebook.run(OPEN.format(folder=str(tmp_path)))
+    notebook.run(f"shown = {shows}\nstudy.record(usd='2.50').result()")
+    shown(notebook)
+    until(lambda: notebook.run("pass") == "" and any("$</span>2.50" in str(m.get("value")) for m in notebook.models.values()))
+    assert ("$</span>1.25" in left, "As of" in left) == (True, True)
+
+
 def test_without_ipywidgets_a_gauge_is_an_output_that_moves(notebook: Notebook) -> None:
     notebook.run("""
         import sys

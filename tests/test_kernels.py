@@ -16,7 +16,7 @@ import statistics
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Cell:
     """A cell that was sent, and what came of it."""
 
     output: str = ""
+    lines: list[str] = field(default_factory=list)  # what it displayed, as text
+    html: str = ""
     error: str | None = None
     ended: bool = False
 
@@ -141,6 +143,9 @@ class Notebook:
             said, content = self.cells.get(message["parent_header"].get("msg_id"), Cell()), message["content"]
             if message["msg_type"] == "stream":
                 said.output += content["text"]
+            elif message["msg_type"] == "display_data":
+                said.lines.append(content["data"].get("text/plain", ""))
+                said.html += content["data"].get("text/html", "")
             elif message["msg_type"] == "error":
                 said.error, said.output = content["ename"], said.output + "\n".join(content["traceback"])
             elif message["msg_type"] == "status":

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.test_kernels import Notebook, kernels, until  # noqa: F401 - a fixture is asked for by its name
+from tests.test_kernels import Notebook, kernels, one, place, two, until  # noqa: F401 - fixtures are asked for by their names
+from tokenbudget_lab.place import Place
 
 pytestmark = pytest.mark.xdist_group("kernels")
 OPEN = """
@@ -31,16 +33,16 @@ LINE = "lab/study: 1 call, 100 tokens, $0.5000 in this cell · $1.50 of $2.00 le
 @pytest.fixture
 def notebook(kernels: list[Notebook], tmp_path: Path) -> Iterator[Notebook]:  # noqa: F811 - the fixture itself
     """A kernel with budgets, and the extension loaded."""
-    one = kernels[0]
-    one.ready()
-    one.run(OPEN.format(folder=str(tmp_path)))
-    one.run("%load_ext tokenbudget_lab")
-    yield one
-    if one.manager.is_alive() and all(cell.ended for cell in one.cells.values()):
-        one.run("%unload_ext tokenbudget_lab\nfor ledger in list(tbl.connection._open):\n    ledger.close()")
+    first = kernels[0]
+    first.ready()
+    first.run(OPEN.format(folder=str(tmp_path)))
+    first.run("%load_ext tokenbudget_lab")
+    yield first
+    if first.manager.is_alive() and all(cell.ended for cell in first.cells.values()):
+        first.run("%unload_ext tokenbudget_lab\nfor ledger in list(tbl.connection._open):\n    ledger.close()")
     else:
-        one.manager.restart_kernel(now=True)
-    one.cells.clear()
+        first.manager.restart_kernel(now=True)
+    first.cells.clear()
 
 
 def said(notebook: Notebook, code: str) -> str:
@@ -61,6 +63,8 @@ def said(notebook: Notebook, code: str) -> str:
         ("%timeit -n1 -r1 -q spend()", ""),
         ("get_ipython().run_cell('spend()')\nassert current_budget() == study", ""),
         ("get_ipython().run_cell('')\nspend()", ""),
+        ("from __future__ import annotations\nspend()", ""),
+        ("\n# so\nfrom __future__ import annotations, division  # as here\nspend()", ""),
     ],
 )  # fmt: skip
 def test_a_cell_of_any_kind_is_under_its_budget(notebook: Notebook, body: str, printed: str) -> None:
@@ -114,6 +118,39 @@ def test_a_line_that_cannot_be_done_runs_nothing_of_its_cell(notebook: Notebook,
     told = said(notebook, f"%%budget {line}\nprint('it has run')")
     assert (says in told, "it has run" in told, "Nothing of this cell has run" in told) == (True, False, True)
     assert notebook.run("print(current_budget(), dict(current_tags()))") == "None {}\n"
+
+
+@pytest.mark.parametrize("first", ["", "from __future__ import annotations\n"])
+def test_an_error_is_in_the_line_that_the_cell_shows(notebook: Notebook, first: str) -> None:
+    told = said(notebook, f"%%budget lab/study\n{first}\n1 / 0")
+    assert f"line {4 if first else 3}" in re.sub(r"\x1b\[[0-9;]*m", "", told)
+
+
+@pytest.mark.parametrize("cell", ["%budget nothing", "%%budget nothing\nprint('it has run')"])
+def test_a_name_of_no_budget_makes_no_ledger(notebook: Notebook, tmp_path: Path, cell: str) -> None:
+    notebook.run("for ledger in list(tbl.connection._open): ledger.close()")
+    notebook.run(f"os.environ['TOKENBUDGET_LEDGER'] = {str(tmp_path / 'default.duckdb')!r}")
+    told = said(notebook, cell)
+    assert ("no budget named 'nothing'" in told, "it has run" in told, list(tmp_path.glob("default*"))) == (True, False, [])
+
+
+def test_a_budget_of_any_ledger_that_is_open_is_shown_by_its_name(notebook: Notebook) -> None:
+    told = said(notebook, "mine = tbl.connect(':memory:')\nmine.budget('own', usd=1)\n%budget own\n%budget owm")
+    assert "did you mean own?" in told
+    assert said(notebook, "print(repr(get_ipython().run_line_magic('budget', 'own')))").startswith("own  ·")
+
+
+def test_kernels_whose_notebooks_have_no_name_are_told_apart(one: Notebook, two: Notebook, place: Place) -> None:  # noqa: F811 - the fixtures themselves
+    """The second one spends in the same budget while the first one's cell runs."""
+    folder = place.file.parent
+    one.run("%load_ext tokenbudget_lab")
+    waits = "while not pathlib.Path('go').exists(): time.sleep(0.005)"
+    cell = one.send(f"%%budget study\npathlib.Path('began').touch()\n{waits}\nstudy.record(tokens=5).result()")
+    until((folder / "began").exists)
+    two.run("study.record(tokens=70).result()")
+    (folder / "go").touch()
+    assert one.end_of(cell).output.startswith("study: 1 call, 5 tokens"), cell.output
+    one.run("%unload_ext tokenbudget_lab")
 
 
 def test_queued_cells_each_have_their_own_budget(notebook: Notebook) -> None:

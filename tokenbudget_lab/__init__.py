@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     from .spending import spend as spend
     from .tracking import track as track
     from .usage import Usage as Usage
+    from .widgets.dashboard import Dashboard as Dashboard
+    from .widgets.dashboard import dashboard as dashboard
     from .widgets.gauge import Gauge as Gauge
     from .widgets.gauge import gauge as gauge
 
@@ -87,6 +89,7 @@ _HOMES = {
     "ClaudeTokenCounter": "counters.claude",
     "Count": "counter",
     "Counted": "reservation",
+    "Dashboard": "widgets.dashboard",
     "Estimate": "estimates",
     "Export": "frames",
     "Exported": "exporting",
@@ -123,6 +126,7 @@ _HOMES = {
     "tagged": "instrumenting",
     "tags": "scopes",
     "gather": "gathering",
+    "dashboard": "widgets.dashboard",
     "gauge": "widgets.gauge",
     "track": "tracking",
     "worst_case": "pricing",

@@ -23,6 +23,7 @@ from .handles import Budget
 from .ids import new_id
 from .ledger import DEFAULT_TIMEOUT_S
 from .pricing import Prices
+from .progress import in_notebook
 from .store import Loss, Store
 from .usage import Money
 
@@ -62,6 +63,10 @@ class Ledger(core.Ledger):
         ids: Callable[[], str] = new_id,
     ) -> None:
         super().__init__(store=store, desk=desk, prices=prices or Prices.of_user(), timeout=timeout, clock_ns=clock_ns, ids=ids)
+        if in_notebook():
+            from .noticing import CellNotices
+
+            self.notices = CellNotices()
         _open.add(self)
 
     def set_price(

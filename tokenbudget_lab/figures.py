@@ -142,7 +142,7 @@ def gather(
     _must_be_labels(table, keys)
     spent = counted(rows.lazy()).collect()
     first, last = (None if at is None else at.astimezone(local) for at in (spent["spent_at"].min(), spent["spent_at"].max()))  # type: ignore[union-attr] # a column of instants
-    length = every or _length(first, last)
+    length = every or length_between(first, last)
     open_calls, held_usd = _in_flight(rows)
     return Figures(
         title=title or _title(keys, month),
@@ -207,7 +207,8 @@ def _in_flight(rows: pl.DataFrame) -> tuple[int, Decimal]:
     return found.height, Decimal(found["reserved_usd"].sum() if "reserved_usd" in rows.columns else 0)
 
 
-def _length(first: datetime | None, last: datetime | None) -> str:
+def length_between(first: datetime | None, last: datetime | None) -> str:
+    """How long the periods are in which a time is told: a hundred or fewer of them."""
     if first is None or last is None:
         return "1d"
     return next((every for most, every in _LENGTHS if last - first <= most), "1y")

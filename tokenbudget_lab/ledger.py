@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from .balance import Balance, balance_of
 from .checks import seconds
@@ -67,6 +67,18 @@ class Alert:
         show = money if self.resource == "usd" else "{:,}".format
         spent = f"{self.threshold:.0%} of {show(self.limit)} {self.resource} is spent ({show(self.committed)})"
         return f"{shown(self.budget)}: {spent}"
+
+
+class Notices(Protocol):
+    """Where alerts are shown to who makes the calls: a notebook's cells."""
+
+    def here(self) -> Any:
+        """The place of a call that is made now, by this thread or task."""
+        ...
+
+    def show(self, alert: Alert, place: Any) -> None:
+        """Show an alert at a call's place; called by the thread that brings answers, must neither raise nor block."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +142,7 @@ class Ledger:
         self._loops: dict[int, LoopBox] = {}
         self._held: dict[str, Reservation] = {}  # by id, while they are open as far as this process knows
         self._alarms: list[Callable[[Alert], None]] = []
+        self.notices: Notices | None = None  # where alerts are shown beside the log, as soon as they are known
         self.before_close: list[Callable[[], None]] = []  # who is to read the last numbers; none of them raises
         self._closed = False
 
@@ -340,12 +353,17 @@ class Ledger:
 
     def alert(self, crossed: Iterable[tuple[Any, ...]]) -> None:
         """Tell about thresholds that were crossed."""
-        for budget, resource, threshold, used, limit in crossed:
-            amounts = (usd_of(used), usd_of(limit)) if resource == "usd" else (used, limit)
-            told = Alert(budget, resource, threshold, *amounts)
-            log.warning("%s", told)
+        for told in map(_alert, crossed):
+            if self.notices is None or log.hasHandlers():  # without a handler it would be shown a second time
+                log.warning("%s", told)
             for callback in self._alarms:
                 callback(told)
+
+    def notice(self, crossed: Iterable[tuple[Any, ...]], place: Any) -> None:
+        """Show thresholds that were crossed, where there is somebody to see it."""
+        if self.notices is not None:
+            for told in map(_alert, crossed):
+                self.notices.show(told, place)
 
     # --- prices ------------------------------------------------------------------------------------------------------------
 
@@ -438,6 +456,11 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"Ledger({self.desk.where!r}{', closed' if self._closed else ''})"
+
+
+def _alert(crossed: tuple[Any, ...]) -> Alert:
+    budget, resource, threshold, used, limit = crossed
+    return Alert(budget, resource, threshold, *((usd_of(used), usd_of(limit)) if resource == "usd" else (used, limit)))
 
 
 def _thresholds(alerts: Sequence[float]) -> tuple[float, ...]:

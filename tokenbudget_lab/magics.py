@@ -8,12 +8,14 @@ the cell a hook ends that, and says what it came to. Hooks never raise. Unloadin
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .cells import Ran, line, now, spent_by
 from .connection import default_ledger, default_path, open_ledgers
-from .errors import InvalidValue, TokenBudgetError, told
+from .errors import InvalidValue, TokenBudgetError, UnknownBudget, told
 from .handles import Budget
+from .limits import budget_name
 from .magic_lines import OPTIONS, Asked, asked
 from .meters import Outlook, gauge_html, text_html
 from .render import balance_text
@@ -131,8 +133,21 @@ class Magics:
         named = self.shell.user_ns.get(asks.name)
         if isinstance(named, Budget) and not asks.limits and asks.ledger is None:
             return named
+        if asks.ledger is None and not asks.limits and not _default_exists():
+            raise UnknownBudget(asks.name)  # and no ledger is made to find that out
         ledger: Any = default_ledger() if asks.ledger is None else self._ledger(asks.ledger)
         found: Budget = ledger.budget(asks.name, **asks.limits)
+        return found
+
+    def _existing(self, name: str) -> Budget:
+        """The budget of a variable, or of that name in the ledgers that `%budget` shows; none is made for that."""
+        named = self.shell.user_ns.get(name)
+        if isinstance(named, Budget):
+            return named
+        budgets = {budget.name: budget for budget in reversed(_all_budgets())}
+        found = budgets.get(budget_name(name))
+        if found is None:
+            raise UnknownBudget(name, tuple(get_close_matches(name, budgets)))
         return found
 
     def _ledger(self, name: str) -> Any:
@@ -169,7 +184,7 @@ class Magics:
             if said == "cells":
                 return self._cells()
             if said:
-                return self._budgets([self._budget(Asked(said))])
+                return self._budgets([self._existing(said)])
             return self._budgets(_all_budgets())
         except TokenBudgetError as error:
             magic, kept = ("%%budget", "Nothing of this cell has run. ") if cell else ("%budget", "")
@@ -245,12 +260,18 @@ class Shown:
 
 def _all_budgets(*, only_open: bool = False) -> list[Budget]:
     """Every budget of the ledgers that are open here, else of the default ledger, which is not made for that."""
-    from pathlib import Path
-
     ledgers = open_ledgers()
-    if not ledgers and not only_open and Path(default_path()).expanduser().exists():
+    if not ledgers and not only_open and _default_exists():
         ledgers = [default_ledger()]
     return [Budget(ledger, balance.budget) for ledger in ledgers for balance in ledger.budgets()]
+
+
+def _default_exists() -> bool:
+    """Whether there is a default ledger; one in memory is there as soon as it is asked for."""
+    from pathlib import Path
+
+    where = default_path()
+    return where == ":memory:" or Path(where).expanduser().exists()
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

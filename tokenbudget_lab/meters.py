@@ -16,22 +16,23 @@ from .limits import window_text
 from .render import COMMITTED, HELD, OVER, amount, escaped, left_text, of_limit, sentence
 
 _LEAST_SHARE = 0.02  # of a window, before which a pace says nothing
-_LINE = "rgba(128,128,128,.55)"
+LINE = "rgba(128,128,128,.55)"
 # A notebook without trust loses the patterns, and keeps the colours.
 _STRIPES = "background-image:repeating-linear-gradient"
-_FILLS = {
+FILLS = {
     "committed": f"background-color:{COMMITTED}",
     "held": f"background-color:{HELD};{_STRIPES}(135deg,transparent 0 4px,rgba(255,255,255,.55) 4px 6px)",
     "over": f"background-color:{OVER};{_STRIPES}(45deg,transparent 0 3px,rgba(0,0,0,.55) 3px 5px)",
     "left": "background-color:rgba(128,128,128,.22)",
 }
-_FONT = "font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;font-size:13px;line-height:1.5"
-_CARD = (
-    f"box-sizing:border-box;max-width:44em;margin:2px 0;padding:8px 14px 10px;border:1px solid {_LINE};border-radius:8px;"
-    f"{_FONT};white-space:normal;overflow-wrap:anywhere"
+COMMITTED_BAR = FILLS["committed"]
+FONT = "font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;font-size:13px;line-height:1.5"
+CARD = (
+    f"box-sizing:border-box;max-width:44em;margin:2px 0;padding:8px 14px 10px;border:1px solid {LINE};border-radius:8px;"
+    f"{FONT};white-space:normal;overflow-wrap:anywhere"
 )
 _ROW = "display:flex;flex-wrap:wrap;align-items:baseline;column-gap:16px"
-_QUIET, _RULED = "font-size:12px;opacity:.85", f"margin-top:8px;padding-top:6px;border-top:1px solid {_LINE}"
+QUIET, _RULED = "font-size:12px;opacity:.85", f"margin-top:8px;padding-top:6px;border-top:1px solid {LINE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,27 +185,39 @@ def gauge_html(balance: Balance, outlook: Outlook = NOTHING_KNOWN) -> str:
         inside += _block(f"✕ {outlook.trouble}", "font-weight:600")
         inside += _block(f"What is shown was read {at(balance.at)}; what has happened since is not known here.")
     elif outlook.final:
-        inside += _block(f"As of {at(balance.at)}. {told(balance, outlook)}", f"{_QUIET};{_RULED}")
+        inside += _block(f"As of {at(balance.at)}. {told(balance, outlook)}", f"{QUIET};{_RULED}")
     name = f'<div style="font-weight:600;font-size:14px">{text_html(escaped(balance.budget))}</div>'
-    return f'<div class="tokenbudget mathjax_ignore tex2jax_ignore" style="{_CARD}">{name}{inside}</div>'
+    return f'<div class="tokenbudget mathjax_ignore tex2jax_ignore" style="{CARD}">{name}{inside}</div>'
 
 
 def _limit(limit: LimitBalance, balance: Balance, alerts: tuple[float, ...]) -> str:
     own, left = limit.budget == balance.budget, left_text(limit)
-    amounts = f"{of_limit(limit, limit.committed)} committed and {of_limit(limit, limit.reserved)} held, {left}"
-    said = f"Budget {escaped(balance.budget)}: {amounts}{'' if own else f' in {escaped(limit.budget)}'}."
-    used = min(100.0, 100 * limit.used_fraction)
-    meter = (
-        f'<div role="meter" aria-label="{escape(_name(limit))}" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-valuenow="{used:.1f}" aria-valuetext="{escape(said)}" style="position:relative;display:flex;height:12px;'
-        f'margin:6px 0 4px;border:1px solid {_LINE};border-radius:4px;overflow:hidden;{_FILLS["left"]}">'
-        f"{_parts(limit)}{_marks(limit, alerts if own else ())}</div>"
-    )
     keys = [("committed", f"{of_limit(limit, limit.committed)} committed"), ("held", f"{of_limit(limit, limit.reserved)} held")]
     keys.append(("over" if limit.left < 0 else "left", left))
     over = " · ".join(filter(None, ("" if own else f"in {escaped(limit.budget)}", _window(limit, balance.at))))
-    caption = f'<div style="{_QUIET};margin-top:6px">{text_html(over)}</div>' if over else ""
-    return f'{caption}{meter}<div style="{_ROW}">{"".join(_key(*key) for key in keys)}</div>'
+    caption = f'<div style="{QUIET};margin-top:6px">{text_html(over)}</div>' if over else ""
+    meter = meter_html(limit, balance.budget, alerts if own else ())
+    return f'{caption}{meter}<div style="{_ROW}">{"".join(key_html(*key) for key in keys)}</div>'
+
+
+def meter_html(limit: LimitBalance, budget: str, alerts: tuple[float, ...] = (), style: str = "margin:6px 0 4px") -> str:
+    """One limit as a bar, which says in a sentence what it shows.
+
+    Args:
+        limit: which.
+        budget: whose balance it is part of.
+        alerts: fractions of it that are marked.
+        style: where it stands in its surroundings.
+    """
+    amounts = f"{of_limit(limit, limit.committed)} committed and {of_limit(limit, limit.reserved)} held, {left_text(limit)}"
+    said = f"Budget {escaped(budget)}: {amounts}{'' if limit.budget == budget else f' in {escaped(limit.budget)}'}."
+    used = min(100.0, 100 * limit.used_fraction)
+    return (
+        f'<div role="meter" aria-label="{escape(_name(limit))}" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{used:.1f}" aria-valuetext="{escape(said)}" style="position:relative;display:flex;height:12px;'
+        f'{style};border:1px solid {LINE};border-radius:4px;overflow:hidden;{FILLS["left"]}">'
+        f"{_parts(limit)}{_marks(limit, alerts)}</div>"
+    )
 
 
 def _name(limit: LimitBalance) -> str:
@@ -221,7 +234,7 @@ def _parts(limit: LimitBalance) -> str:
     drawn, before = "", 0.0
     for part, end in zip(("committed", "held", "over"), ends, strict=True):
         if end > before:
-            drawn += f'<span style="width:{100 * (end - before) / whole:.2f}%;{_FILLS[part]}"></span>'
+            drawn += f'<span style="width:{100 * (end - before) / whole:.2f}%;{FILLS[part]}"></span>'
         before = max(before, end)
     return drawn
 
@@ -233,12 +246,19 @@ def _marks(limit: LimitBalance, alerts: tuple[float, ...]) -> str:
     return "".join(f'<span style="{style};left:{100 * alert:.1f}%"></span>' for alert in inside)
 
 
-def _key(part: str, text: str) -> str:
+def key_html(part: str, text: str) -> str:
+    """What a part of a bar stands for."""
     swatch = (
-        "display:inline-block;width:10px;height:10px;margin-right:6px;border-radius:2px;"
-        f"border:1px solid {_LINE};{_FILLS[part]}"
+        f"display:inline-block;width:10px;height:10px;margin-right:6px;border-radius:2px;border:1px solid {LINE};{FILLS[part]}"
     )
     return f'<span><span style="{swatch}"></span>{text_html(text)}</span>'
+
+
+def alert_html(text: str) -> str:
+    """An alert as a line under a cell."""
+    return (
+        f'<div class="tokenbudget mathjax_ignore tex2jax_ignore" style="{FONT};font-weight:600">{text_html(f"▲ {text}")}</div>'
+    )
 
 
 def _block(text: str, style: str = "") -> str:

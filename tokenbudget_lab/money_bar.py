@@ -50,8 +50,9 @@ class MoneyBar:
     ) -> None:
         if budget is not None and not isinstance(budget, Budget):
             raise InvalidType("budget", f"{told(budget)} is {type(budget).__name__}; give what ledger.budget(...) returns")
-        self._total, self._before = total, before
+        self._unit, self._total, self._before = unit, total, before
         what = unit if budget is None else escaped(budget.name.rpartition("/")[2])
+        self._name = "" if budget is None else f"{escaped(budget.name)}: "
         self._bar = bar_for(what, total, progress, layout=LAYOUT, leave=True)
         self._budget = budget if self._bar.seen else None
         self._done = self._skipped = 0
@@ -112,9 +113,17 @@ class MoneyBar:
             self._money.read(ticket.outcome(), done)
 
     def _say(self) -> None:
-        planned = None if self._total is None else self._total - max(self._before, self._skipped)
-        without = [f"{n:,} {how}" for how, n in self._without.items()]
-        self._bar.say(", ".join([*self._money.texts(planned), *without]))
+        self._bar.say(", ".join(self._texts()))
+
+    def _texts(self, *, over: bool = False) -> list[str]:
+        planned = None if over or self._total is None else self._total - max(self._before, self._skipped)
+        return [*self._money.texts(planned), *(f"{n:,} {how}" for how, n in self._without.items())]
+
+    def _summary(self) -> str:
+        """What it came to, in a line: how many are done, what was spent and is left, and what was not paid."""
+        done = f"{self._done:,}" + ("" if self._total is None else f" of {self._total:,}")
+        before = [f"{self._skipped:,} done before"] if self._skipped else []
+        return self._name + ", ".join([f"{done} {self._unit} done", *before, *self._texts(over=True)])
 
     # --- the end ---
 
@@ -146,7 +155,7 @@ class MoneyBar:
     def close(self) -> None:
         """The bar moves no more; it stays, as a line that tells what it came to."""
         self._say()
-        self._bar.close()
+        self._bar.close(self._summary())
         self._budget = self._asked = None
 
 

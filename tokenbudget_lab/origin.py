@@ -15,7 +15,7 @@ from .events import to_detail
 
 @lru_cache(maxsize=1)
 def origin() -> str | None:
-    """This process as JSON: user, host, notebook or script, git commit; `None` when that is switched off.
+    """This process as JSON: user, host, notebook and its kernel's number or script, git commit; `None` when switched off.
 
     Examples:
         >>> origin() is None or origin().startswith("{")
@@ -24,6 +24,7 @@ def origin() -> str | None:
     if os.environ.get("TOKENBUDGET_ORIGIN", "").lower() in ("off", "0", "no", "false"):
         return None
     told = {"user": _user(), "host": socket.gethostname(), "notebook": _notebook(), "script": _script(), "commit": _commit()}
+    told["kernel"] = _kernel()
     # Names of bytes that are not UTF-8 have half surrogate pairs, which no JSON function of SQL reads.
     return to_detail(**{name: value and value.encode(errors="replace").decode() for name, value in told.items()})
 
@@ -38,6 +39,12 @@ def _user() -> str | None:
 def _notebook() -> str | None:
     name = os.environ.get("JPY_SESSION_NAME")
     return Path(name).name if name else None
+
+
+def _kernel() -> str | None:
+    """The number of a notebook's kernel, since notebooks may have one name, or none."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return None if getattr(shell, "kernel", None) is None else str(os.getpid())
 
 
 def _script() -> str | None:

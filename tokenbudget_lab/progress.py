@@ -47,9 +47,13 @@ class Bar:
         if self._drawn is not None:
             self._drawn.set_postfix_str(text, refresh=False)
 
-    def close(self) -> None:
-        """It moves no more."""
-        self._draw(lambda drawn: drawn.close())
+    def close(self, line: str = "") -> None:
+        """It moves no more.
+
+        Args:
+            line: what stands in its place in a notebook that has widgets, and stays true when that is opened without a kernel.
+        """
+        self._draw(lambda drawn: drawn.leave_line(line) if hasattr(drawn, "leave_line") else drawn.close())
 
     def _draw(self, draw: Callable[[Any], object]) -> None:
         if self._drawn is not None:
@@ -81,8 +85,15 @@ def bar_for(what: str, total: int | None, progress: bool | None, *, layout: str 
     notebook = in_notebook()
     if progress is False or (progress is None and not notebook and not sys.stderr.isatty()):
         return Bar()
-    after, drawn = 0 if progress else SHOWN_AFTER_S, _drawn_by("notebook" if notebook and has_widgets() else "std")
-    return Bar(drawn(total=total, desc=what, bar_format=layout, delay=after, leave=leave, miniters=0))
+    after, widgets = 0 if progress else SHOWN_AFTER_S, notebook and has_widgets()
+    drawn = _drawn_by("notebook" if widgets else "std")
+    bar = drawn(total=total, desc=what, bar_format=layout, delay=after, leave=leave, miniters=0, **_OURS if widgets else {})
+    if widgets and progress:
+        bar.come_up()
+    return Bar(bar)
+
+
+_OURS = {"display": False}  # it is shown in a place that can be written to again
 
 
 class _Turn:
@@ -117,7 +128,35 @@ class _Turn:
 def _drawn_by(module: str) -> Any:
     """The bar of tqdm for a terminal (`std`) or a notebook, with a lock of ours, and without the thread for its pace."""
     kind = importlib.import_module(f"tqdm.{module}").tqdm
-    return type(kind.__name__, (kind,), {"_lock": _Turn(), "_instances": WeakSet(), "monitor_interval": 0})
+    kinds = (_InCell, kind) if module == "notebook" else (kind,)
+    return type(kind.__name__, kinds, {"_lock": _Turn(), "_instances": WeakSet(), "monitor_interval": 0})
+
+
+class _InCell:
+    """What a bar of widgets does beside tqdm's: it becomes a line of text in the end, and leaves no widget behind."""
+
+    handle: Any = None
+
+    def display(self: Any, *given: Any, check_delay: bool = True, **named: Any) -> None:
+        super().display(*given, check_delay=False, **named)  # type: ignore[misc] # tqdm's
+        if check_delay and self.delay > 0 and not self.displayed:
+            self.come_up()
+
+    def come_up(self: Any) -> None:
+        """Show it."""
+        from IPython import display
+
+        show: Any = display.display  # its types say less than it takes
+        self.displayed, self.handle = True, show(self.container, display_id=True)
+
+    def leave_line(self: Any, line: str) -> None:
+        """End it."""
+        self.close()
+        if self.handle is not None:
+            self.handle.update({"text/plain": line}, raw=True)
+        for widget in (*self.container.children, self.container):
+            for part in (widget, widget.layout, *([widget.style] if widget.has_trait("style") else [])):
+                part.close()
 
 
 def in_notebook() -> bool:

@@ -28,7 +28,7 @@ def chart_svg(figures: Figures) -> str:
         return ""
     top, step = _scale(max(float(row["cost_usd"]) for row in shown))
     first, last = shown[0]["period"], shown[-1]["period"]
-    length = _length_s(figures.every)
+    length = length_s(figures.every)
     whole = (last - first).total_seconds() + length
     digits = digits_for(figures.sums["cost_usd"])
     bars = "".join(_bar(row, figures, _place(row["period"], first, whole), length / whole, top, digits) for row in shown)
@@ -59,7 +59,8 @@ def every_text(every: str) -> str:
 # --- its parts ---------------------------------------------------------------------------------------------------------------
 
 
-def _length_s(every: str) -> float:
+def length_s(every: str) -> float:
+    """A length of time in seconds, about."""
     number = every.rstrip("smhdwqyo")
     return int(number) * _SECONDS[every[len(number) :]]
 
@@ -130,6 +131,6 @@ def _dates(shown: list[dict[str, Any]], figures: Figures, first: datetime, whole
 
 
 def _date(at: datetime, every: str) -> str:
-    if _length_s(every) < timedelta(days=1).total_seconds():
+    if length_s(every) < timedelta(days=1).total_seconds():
         return f"{at:%m-%d %H:%M}"
     return label_text(at, every)

@@ -72,17 +72,21 @@ class Receipt(Generic[T]):
         LedgerUnavailable: it could not be written.
     """
 
-    __slots__ = ("_handle", "_ledger", "_read", "_ticket")
+    __slots__ = ("_cell", "_handle", "_ledger", "_read", "_ticket")
 
     def __init__(self, ledger: Ledger, ticket: Ticket, handle: object) -> None:
         self._ledger, self._ticket, self._handle, self._read = ledger, ticket, handle, False
+        self._cell = None if ledger.notices is None else ledger.notices.here()
         ticket.receipt = self
 
     def settled(self) -> None:
         """The answer is there; an error, or an alert, is not to be lost when nobody reads it."""
         ticket = self._ticket
-        if (ticket.error is not None or (len(ticket.answer) == _COUNTED and ticket.answer[9])) and not self._read:
+        crossed = len(ticket.answer) == _COUNTED and ticket.answer[9]
+        if (ticket.error is not None or crossed) and not self._read:
             self._ledger.unread.append(self)
+        if crossed:
+            self._ledger.notice(crossed, self._cell)
 
     @property
     def done(self) -> bool:

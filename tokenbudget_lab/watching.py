@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from .balance import Balance, balance_of
-from .commands import GetBalance
+from .commands import Command, GetBalance
+from .decide import Answer
 from .desk import Bell, Ticket
-from .errors import TokenBudgetError
+from .errors import LedgerUnavailable, TokenBudgetError
 from .handles import Budget
 from .ledger import Ledger
 
@@ -43,6 +45,63 @@ class Look:
 Told = Callable[[Look], None]
 
 
+class Silent(LedgerUnavailable):
+    """There is no answer yet.
+
+    Attributes:
+        silent_s: for how long.
+    """
+
+    def __init__(self, silent_s: float) -> None:
+        super().__init__(silent_s)
+        self.silent_s = silent_s
+
+    def __str__(self) -> str:
+        return f"The ledger has not answered for {self.silent_s:.0f} s."
+
+
+class Question:
+    """What is asked of a ledger again and again, and never while the answer to the one before is to come."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._ticket: Ticket | None = None  # what was asked, and is not answered yet
+        self._asked_at = 0.0
+
+    def ask(self, command: Callable[..., Command], *given: Any, within_s: float) -> Answer:
+        """Ask, unless the question before is not answered yet; wait for the answer.
+
+        Args:
+            command: of which kind; one that is answered in another way than the one before waits for that first.
+            given: what it is about.
+            within_s: how long to wait.
+
+        Raises:
+            Silent: it did not come in time.
+            TokenBudgetError: what the ledger answered.
+        """
+        until = time.monotonic() + within_s
+        if self._ticket is not None and self._ticket.command[1:] != given:
+            self._answer(until)
+        if self._ticket is None:
+            self._asked_at = time.monotonic()
+            self._ticket = self._ledger.ask_soon(command(self._ledger.new_id(), *given))
+        return self._answer(until)
+
+    def _answer(self, until: float) -> Answer:
+        ticket = self._ticket
+        assert ticket is not None  # noqa: S101 - tells the type checker
+        if not ticket.wait(max(0.0, until - time.monotonic())):
+            raise Silent(time.monotonic() - self._asked_at)
+        self._ticket = None
+        return ticket.outcome()
+
+
+def trouble_of(error: TokenBudgetError) -> str:
+    """Why there is nothing newer, as a sentence."""
+    return str(error) if isinstance(error, Silent) else f"The ledger cannot be read: {error}"
+
+
 class Watching:
     """That somebody looks at a budget, until `end`.
 
@@ -52,28 +111,18 @@ class Watching:
 
     def __init__(self, budget: Budget, told: Told, look: Look) -> None:
         self.budget, self.told, self.look = budget, told, look
-        self._ticket: Ticket | None = None  # what was asked, and is not answered yet
-        self._asked_at = 0.0
+        self._question = Question(budget.ledger)
         self._hearing = threading.RLock()  # the thread that looks, and whoever ends this
 
     def hear(self, within_s: float, *, last: bool = False) -> Look:
         """Ask, unless the question before is not answered yet; wait for the answer, and say what there is now."""
         with self._hearing:
-            before = self.look.balance
+            balance, trouble = self.look.balance, ""
             try:
-                ticket = self._ticket = self._ticket or self._asked()
-                if not ticket.wait(max(0.0, within_s)):
-                    silent = time.monotonic() - self._asked_at
-                    return Look(before, f"The ledger has not answered for {silent:.0f} s.", last)
-                self._ticket = None
-                return Look(balance_of(ticket.outcome()), "", last)
+                balance = balance_of(self._question.ask(GetBalance, self.budget.name, within_s=within_s))
             except TokenBudgetError as error:
-                self._ticket = None
-                return Look(before, f"The ledger cannot be read: {error}", last)
-
-    def _asked(self) -> Ticket:
-        ledger, self._asked_at = self.budget.ledger, time.monotonic()
-        return ledger.ask_soon(GetBalance(ledger.new_id(), self.budget.name))
+                trouble = trouble_of(error)
+            return Look(balance, trouble, last)
 
     def tell(self, look: Look) -> bool:
         """Tell a look; whether it is another than the one before, but for its moment."""

@@ -22,9 +22,10 @@ from ..errors import InvalidType, told
 from ..handles import Budget
 from ..meters import Outlook, gauge_html
 from ..meters import told as said_of
-from ..progress import has_widgets, in_notebook
+from ..progress import in_notebook
 from ..render import balance_text, tightest
 from ..watching import Look, Watching, watch
+from .views import OneText, View, close_those_of_an_earlier_run, this_cell
 
 STILL_S = 30.0  # without a change, after which it is plain HTML for as long as nothing moves
 RECENT = timedelta(seconds=60)  # what its rate is computed from
@@ -38,6 +39,7 @@ class Gauge:
     Attributes:
         budget: what it shows.
         balance: what it showed last.
+        views: the cells that it is shown under.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -46,12 +48,12 @@ class Gauge:
         self.budget, self.closed = budget, False
         defined = budget.ledger.ask(GetBudget(budget.ledger.new_id(), budget.name))
         self._outlook, self._rate, self._drawing = Outlook(tuple(defined[3])), _Rate(), threading.RLock()
-        self._views: list[_View] = []
+        self.views: list[View] = []
         self._moved_at = time.monotonic()
         self._watching: Watching = watch(budget, self._see)
         self._shown = self._watching.look.balance
         self._html = gauge_html(self._shown, self._outlook)
-        _close_those_of_an_earlier_run()
+        close_those_of_an_earlier_run(_open)
         _open.add(self)
 
     @property
@@ -62,9 +64,8 @@ class Gauge:
     def show(self) -> Self:
         """Show it under this cell; once in each."""
         with self._drawing:
-            here = _cell()
-            if in_notebook() and all(view.cell != here for view in self._views):
-                self._views.append(_View(here, self._html, self._text(), live=not self.closed))
+            if in_notebook() and all(view.cell != this_cell() for view in self.views):
+                self.views.append(View(OneText, (self._html,), self._html, self._text(), live=not self.closed))
         return self
 
     def close(self) -> None:
@@ -94,11 +95,11 @@ class Gauge:
     def _draw(self) -> None:
         still = time.monotonic() - self._moved_at > STILL_S and not self._shown.calls_in_flight
         self._html = gauge_html(self._shown, replace(self._outlook, final=still and not self._outlook.trouble))
-        for view in self._views:
+        for view in self.views:
             if still:
-                view.freeze(self._html, self._text())
+                view.freeze((self._html,), self._html, self._text())
             else:
-                view.move(self._html, self._text())
+                view.move((self._html,), self._html, self._text())
 
     def _finish(self, look: Look) -> None:
         with self._drawing:
@@ -109,9 +110,9 @@ class Gauge:
             self._shown = look.balance
             self._outlook = replace(self._outlook, trouble=look.trouble, runs_out=None, final=True)
             self._html = gauge_html(self._shown, self._outlook)
-            for view in self._views:
+            for view in self.views:
                 with suppress(Exception):  # as above
-                    view.freeze(self._html, self._text())
+                    view.freeze((self._html,), self._html, self._text())
 
     # --- how it is shown where nothing moves -------------------------------------------------------------------------------
 
@@ -195,77 +196,3 @@ class _Rate:
             ends = balance.at + float(limit.left) / (committed - before) * (balance.at - since)
             return ends if limit.ends is None or ends < limit.ends else None
         return None
-
-
-# --- the notebook --------------------------------------------------------------------------------------------------------
-
-
-class _View:
-    """A gauge under one cell: a widget while it moves, plain HTML otherwise, always in the same place."""
-
-    def __init__(self, cell: tuple[Any, ...], html: str, text: str, *, live: bool) -> None:
-        from IPython import display
-
-        self.cell = cell
-        self._widget = _made(html) if live else None
-        self._html = html
-        show: Any = display.display  # its types say less than it takes
-        self._handle = show(self._bundle(html, text), raw=True, display_id=True)
-
-    def move(self, html: str, text: str) -> None:
-        """Show this, and more of it soon."""
-        if html == self._html:
-            return
-        self._html = html
-        if self._widget is not None:
-            self._widget.value = html
-        else:
-            self._widget = _made(html)
-            self._handle.update(self._bundle(html, text), raw=True)
-
-    def freeze(self, html: str, text: str) -> None:
-        """Show this as plain HTML; what a widget was is gone without a trace."""
-        widget, self._widget = self._widget, None
-        if widget is None and html == self._html:
-            return
-        self._html = html
-        self._handle.update(self._bundle(html, text), raw=True)
-        if widget is not None:  # only now, since a view without its model says that something is wrong
-            for part in (widget, widget.layout, widget.style):
-                part.close()
-
-    def _bundle(self, html: str, text: str) -> dict[str, Any]:
-        if self._widget is None:
-            return {"text/html": html, "text/plain": text}
-        model = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
-        return {"application/vnd.jupyter.widget-view+json": model, "text/plain": text}
-
-
-def _made(html: str) -> Any:
-    """A widget, where there are any."""
-    if not has_widgets():
-        return None
-    import ipywidgets
-
-    return ipywidgets.HTML(html)
-
-
-def _cell() -> tuple[Any, ...]:
-    """Which run of which cell this is: the cell's id, where the front end tells one, and the number of the run."""
-    from IPython.core.getipython import get_ipython
-
-    shell: Any = get_ipython()
-    if shell is None:
-        return (None, 0)
-    parent = getattr(shell, "parent_header", None) or {}
-    return ((parent.get("metadata") or {}).get("cellId"), shell.execution_count)
-
-
-def _close_those_of_an_earlier_run() -> None:
-    """A cell that is run again has lost its outputs: nobody sees the gauges that it showed before."""
-    if not in_notebook():
-        return
-    cell, run = _cell()
-    for gauge in list(_open):
-        if cell is not None and any(view.cell[0] == cell and view.cell[1] != run for view in gauge._views):  # noqa: SLF001 - it is of this file
-            gauge.close()

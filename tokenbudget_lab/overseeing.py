@@ -1,0 +1,182 @@
+"""A whole ledger, read again and again for who shows it: its balances quickly, and what its calls come to as often as is cheap.
+
+Two threads do that until `end`. One asks for balances, as `watching` does for a gauge. The other reads the events when there
+are new ones, and then rests for several times as long as that took, so that a large ledger costs no more than a small one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from .balance import Balance, balance_of
+from .commands import GetHead, ListBudgets
+from .connection import Ledger
+from .decide import is_full
+from .desk import Bell
+from .errors import TokenBudgetError
+from .overview import Label, Overview, overview
+from .watching import LIVELY_S, PATIENCE_S, QUICK_S, SLOW_S, Question, trouble_of
+
+LEAST_REST_S, RESTS = 0.25, 3  # after a reading, and how many times as long as it took
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one look at a ledger gave.
+
+    Attributes:
+        at: when (UTC), by the ledger's own clock where it has a budget.
+        balances: of every budget, in order of their names.
+        calls: what the calls come to; `None` until that has been read.
+        trouble: why there is nothing newer; empty where this is new.
+        last: whether nothing more will be told, because the ledger is being closed here.
+    """
+
+    at: datetime
+    balances: tuple[Balance, ...]
+    calls: Overview | None = None
+    trouble: str = ""
+    last: bool = False
+
+    def moving(self) -> tuple[object, ...]:
+        """What it has beside its moment and what was chosen."""
+        essence = tuple(
+            (each.limits, each.calls_in_flight, each.committed_usd, each.committed_tokens) for each in self.balances
+        )
+        return self.trouble, essence, self.calls and self.calls.refused_in_all, self.calls and self.calls.seq
+
+
+class Overseeing:
+    """That somebody looks at a ledger, until `end`.
+
+    Attributes:
+        sight: what was seen last.
+
+    Raises:
+        LedgerUnavailable: there is nothing to look at.
+    """
+
+    def __init__(self, ledger: Ledger, told: Callable[[Sight], None], by: Label | None) -> None:
+        self._ledger, self._told, self._by = ledger, told, by
+        self._head, self._pages = Question(ledger), Question(ledger)
+        self._seq, self._over = 0, False
+        self._asking, self._reading = threading.RLock(), threading.RLock()
+        self._looks, self._reads = Bell(), Bell()
+        balances = tuple(ledger.budgets())
+        self.sight = Sight(_moment(balances), balances)
+        ledger.before_close.append(self._say_goodbye)
+
+    def start(self) -> None:
+        """Look from now on."""
+        for work in (self._look_on, self._read_on):
+            threading.Thread(target=work, name="tokenbudget-oversee", daemon=True).start()
+
+    def choose(self, by: Label) -> None:
+        """Tell spend by another label, as soon as it is read."""
+        self._by = by
+        self._reads.ring()
+
+    def end(self) -> Sight:
+        """Look for a last time, tell nobody any more, and say what was seen."""
+        self._stop()
+        if not self.sight.last:
+            self._look_last()
+        return self.sight
+
+    # --- its threads -----------------------------------------------------------------------------------------------------
+
+    def _look_on(self) -> None:
+        changed_at = time.monotonic()
+        while self._goes_on():
+            self._looks.wait(QUICK_S if time.monotonic() - changed_at < LIVELY_S else SLOW_S)
+            before = self.sight.moving()
+            if self._goes_on():
+                self._look(PATIENCE_S)
+                self._tell()
+            if self.sight.moving() != before:
+                changed_at = time.monotonic()
+
+    def _read_on(self) -> None:
+        rest = 0.0
+        while self._goes_on():
+            self._reads.wait(rest)
+            began, rest = time.monotonic(), LEAST_REST_S
+            if self._goes_on() and self._read():
+                rest = max(rest, RESTS * (time.monotonic() - began))
+                self._tell()
+
+    def _goes_on(self) -> bool:
+        return not self._over
+
+    def _tell(self) -> None:
+        if self._goes_on():
+            self._told(self.sight)
+
+    # --- looking ---------------------------------------------------------------------------------------------------------
+
+    def _look(self, within_s: float) -> None:
+        """Ask for what is cheap: the balances, and whether there are new events."""
+        with self._asking:
+            until = time.monotonic() + within_s
+            try:
+                self._seq = self._head.ask(GetHead, within_s=within_s)[1]
+                balances = self._balances(until)
+            except TokenBudgetError as error:
+                self.sight = replace(self.sight, trouble=trouble_of(error))
+            else:
+                self.sight = replace(self.sight, at=_moment(balances), balances=balances, trouble="")
+
+    def _balances(self, until: float) -> tuple[Balance, ...]:
+        found: list[Balance] = []
+        after = None
+        while True:
+            page = self._pages.ask(ListBudgets, None, after, within_s=until - time.monotonic())
+            found += map(balance_of, page)
+            if not is_full(page):
+                return tuple(found)
+            after = page[-1][0]
+
+    def _read(self) -> bool:
+        """Read the events, if there are new ones or another label was chosen; whether that was done."""
+        seen, by = self.sight.calls, self._by
+        if seen is not None and seen.seq == self._seq and by in (None, seen.by):
+            return False
+        with self._reading, suppress(Exception):  # whose balances cannot be read either, which says why
+            calls = overview(self._ledger, by)
+            with self._asking:
+                self.sight = replace(self.sight, calls=calls)
+        return True
+
+    # --- the end ---------------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        self._over = True
+        with suppress(ValueError):
+            self._ledger.before_close.remove(self._say_goodbye)
+        self._looks.ring()
+        self._reads.ring()
+
+    def _look_last(self) -> None:
+        self._look(PATIENCE_S / 2)
+        # The other thread may be reading: then that is waited for, since nobody reads of a ledger that is closed.
+        if not self.sight.trouble and self._reading.acquire(timeout=PATIENCE_S):
+            try:
+                self._read()
+            finally:
+                self._reading.release()
+        self.sight = replace(self.sight, last=True)
+
+    def _say_goodbye(self) -> None:
+        """The ledger is about to be closed here: look for a last time."""
+        self._stop()
+        self._look_last()
+        self._told(self.sight)
+
+
+def _moment(balances: tuple[Balance, ...]) -> datetime:
+    return balances[0].at if balances else datetime.now(UTC)
