@@ -75,6 +75,9 @@ notebooks: $(VENV)/.dev ## make every notebook from its source, and keep what it
 	    $(BIN)/jupytext --quiet --to ipynb $$source || exit 1; \
 	done
 	@$(PY) -m pytest -q --nbmake --nbmake-timeout 120 --overwrite $(wildcard notebooks/*.ipynb)
+	@for made in $$(grep -l '^  "widgets"' notebooks/*.ipynb); do \
+	    $(BIN)/jupytext --quiet --update-metadata '{"widgets": null}' $$made || exit 1; \
+	done # of widgets that are closed nothing has to be kept
 
 lock: $(VENV)/.uv ## bring uv.lock up to date with pyproject.toml
 	@$(UV) lock --default-index https://pypi.org/simple

@@ -33,4 +33,5 @@ def test_what_is_kept_of_a_notebook_came_without_an_error_and_says_no_machines_p
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
     assert "widgets" not in kept.metadata
+    assert not [output for cell in code for output in cell.outputs if any("widget" in kind for kind in output.get("data", ()))]
     assert "/tmp/" not in source.with_suffix(".ipynb").read_text(encoding="utf-8")  # noqa: S108 - looked for, not written to
