@@ -139,6 +139,7 @@ _HOMES = {
     "unused_holds": "efficiency",
 }
 _ERRORS = (
+    "AccessDenied",
     "AmountMissing",
     "BatchUnread",
     "BudgetClosed",
@@ -163,6 +164,7 @@ _ERRORS = (
     "LedgerCorrupt",
     "LedgerDamaged",
     "LedgerForked",
+    "LedgerMissing",
     "LedgerUnavailable",
     "NoBudget",
     "NotALedger",
@@ -175,6 +177,8 @@ _ERRORS = (
     "QueryRefused",
     "Refused",
     "ReservationClosed",
+    "ServerLost",
+    "ServerUnreachable",
     "StoreFailed",
     "TokenBudgetError",
     "UnknownBudget",
