@@ -14,7 +14,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests import postgres
-from tests.cutting import Judge, at, by_chance, way
+from tests.cutting import at, by_chance, way
 from tests.soaking import Pace
 from tokenbudget_lab.stores.postgres import PostgresStore
 
@@ -110,7 +110,7 @@ def test_sixteen_processes_of_fifty_tasks_never_overspend_while_they_are_killed_
     assert sum(line[0] == "committed" for line in told) <= committed
 
 
-# --- a connection that is lost at each step ------------------------------------------------------------------------------------
+# --- a connection that is lost at each step ---------------------------------------------------------------------------
 
 STEPS: list[Any] = [
     pytest.param(word, direction, verdict, id=f"{word.decode().split('.')[1]}-{name}")
@@ -132,13 +132,12 @@ def test_what_was_cut_off_is_decided_once(word: bytes, direction: str, verdict: 
     reserve   60, cut off
     commit    60, cut off
     """
-    judges: list[Judge] = [lambda _, __: None]
-    with way(tmp_path, postgres.server().folder, lambda d, piece: judges[0](d, piece)) as cutting:
+    with way(tmp_path, postgres.server().folder, lambda _, __: None) as cutting:
         with tbl.connect(through(tmp_path, url)) as ledger:
             lab = ledger.budget("lab", tokens=100)
-            judges[0] = at(word, direction, verdict)
+            cutting.judge = at(word, direction, verdict)
             held = lab.reserve_sync(tokens=60)
-            judges[0] = at(word, direction, verdict)
+            cutting.judge = at(word, direction, verdict)
             held.commit(tokens=60).result()
             assert (lab.balance.committed_tokens, lab.balance.reserved_tokens) == (60, 0)
             kinds = [event.kind for event in ledger.desk.events(ledger.verify().events)]

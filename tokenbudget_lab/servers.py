@@ -26,6 +26,7 @@ _HURRIED = (f"{LOCK_S}s", f"{STATEMENT_S}s", "off", f"{IDLE_S}s")
 _AT_LEISURE = (f"{LOCK_S}s", "0", "on", "0")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _KEYWORD = re.compile(r"[a-z_]{1,40}")
+_AS_ONE = "this URL cannot be read: postgresql://user:password@host:port/database?ledger=name is one"
 _SHOWN = ("host", "port", "dbname", "user")
 
 
@@ -68,7 +69,11 @@ def server_of(url: str) -> Server:
         raise InvalidValue(
             "where", "this URL cannot be read: write @ / ? # % in a user's name or password as %40 %2F %3F %23 %25"
         )
-    given = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    try:
+        split = urlsplit(url)
+    except ValueError:
+        raise InvalidValue("where", _AS_ONE) from None
+    given = parse_qsl(split.query, keep_blank_values=True)
     ledger = next((value for name, value in reversed(given) if name == "ledger"), DEFAULT_LEDGER)
     if not _NAME.fullmatch(ledger):
         raise InvalidValue(
@@ -79,14 +84,14 @@ def server_of(url: str) -> Server:
         if name != "ledger" and name not in known:
             said = f"no parameter {name!r}" if _KEYWORD.fullmatch(name) else "a parameter that nobody knows"
             raise InvalidValue("where", f"this URL cannot be read: {said}; ledger=, sslmode=, service= … are such")
-    plain = urlunsplit(urlsplit(url)._replace(query=urlencode([pair for pair in given if pair[0] != "ledger"])))
+    plain = urlunsplit(split._replace(query=urlencode([pair for pair in given if pair[0] != "ledger"])))
     try:
         parts = conninfo.conninfo_to_dict(plain)
-        [int(port) for port in str(parts.get("port") or 0).split(",") if port]
+        [int(number) for key in ("port", "connect_timeout") for number in str(parts.get(key) or 0).split(",") if number]
     except (_driver().Error, ValueError):
         parts = None
     if parts is None:
-        raise InvalidValue("where", "this URL cannot be read: postgresql://user:password@host:port/database?ledger=name is one")
+        raise InvalidValue("where", _AS_ONE)
     defaults: dict[str, Any] = {"connect_timeout": CONNECT_S, "application_name": "tokenbudget"}
     if "," in str(parts.get("host", "")):
         defaults["target_session_attrs"] = "read-write"  # after a fail-over, the one that takes writes

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from .accounts import Node, Totals
 from .commands import Command, Commit, GetBalance, GetBudget, GetEntry, GetHead, ListBudgets, Record, Reserve
 from .decide import Decisions
+from .errors import AccessDenied
 from .events import Event
 from .ids import part_id
 from .limits import Cap
@@ -181,8 +182,11 @@ class Sharing:
         asked = self._asked(batch, line, lock=not only_reads)
         loaded = self.store.begin(asked)
         if only_reads and loaded.due:  # what is due has to end first, and that is written
-            asked = asked._replace(lock=True)
-            loaded = self.store.begin(asked)
+            try:
+                loaded = self.store.begin(asked._replace(lock=True))
+                asked = asked._replace(lock=True)
+            except AccessDenied:  # who may only read sees it as still held
+                loaded = self.store.begin(asked)
         self._locked, self._everything = asked.lock, asked.everything
         self._ahead_us = loaded.now - time.monotonic_ns() // 1000
         self._take(loaded)

@@ -166,6 +166,9 @@ def _places(given: Sequence[str], option: str | None) -> list[str | None]:
 
     found: list[str | None] = []
     for each in (*given, *([] if option is None else [option])):
+        if is_url(each):
+            found.append(each)
+            continue
         path = place(each)
         if not any(sign in each for sign in "*?[") or path.exists():
             found.append(each)
