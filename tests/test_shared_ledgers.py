@@ -89,7 +89,8 @@ def test_sixteen_processes_of_fifty_tasks_never_overspend_while_they_are_killed_
     with tbl.connect(url) as ledger:
         ledger.budget("lab", tokens=limit)
         ledger.budget("lab/study", tokens=10 * limit)
-    chance, files = pace.chance, []
+    chance = pace.chance
+    files: list[Path] = []
     with way(folder, postgres.server().folder, by_chance(chance, 200)) as cutting:
         running: list[subprocess.Popen[str]] = []
         for _ in range(120):
