@@ -77,6 +77,7 @@ bench: $(VENV)/.dev ## measure this machine
 	@$(PY) benchmarks/analysis.py
 	@$(PY) benchmarks/instruments.py
 	@$(PY) benchmarks/gauge.py
+	@$(PY) benchmarks/postgres.py
 	@$(PY) benchmarks/race.py
 
 notebooks: $(VENV)/.dev ## make every notebook from its source, and keep what it gives

@@ -23,6 +23,7 @@ from tests import postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS, TASKS = (1, 4, 16, 64), 50
+WIDTHS = (9, 8, 8, 9, 7, 8, 12)
 NAIVE = """
 create table budgets (name text primary key, spent bigint, held bigint, cap bigint);
 insert into budgets values ('lab', 0, 0, 1000000000), ('lab/study', 0, 0, 1000000000);
@@ -57,7 +58,8 @@ import psycopg
 # One connection per process, and its tasks one after another on it: more connections than cores only wait for the same rows.
 def step(con, kind, spent, held):
     with con.transaction():
-        rows = con.execute("select spent + held, cap from budgets where name in ('lab', 'lab/study') order by name for update").fetchall()
+        query = "select spent + held, cap from budgets where name in ('lab', 'lab/study') order by name for update"
+        rows = con.execute(query).fetchall()
         assert all(used + max(held, 0) <= cap for used, cap in rows)
         con.execute("update budgets set spent = spent + %s, held = held + %s where name in ('lab', 'lab/study')", (spent, held))
         con.execute("insert into steps (id, kind, amount) values (%s, %s, %s)", (uuid.uuid4(), kind, 1))
@@ -102,7 +104,7 @@ def pgbench(server: postgres.Server, clients: int, seconds: float) -> float:
     script = server.folder / "one.sql"
     script.write_text("insert into one (body) values (repeat('x', 600));\n")
     script.chmod(0o644)
-    command = [
+    command: list[str | Path] = [
         server.bin / "pgbench", "-n", "-h", server.folder, "-U", postgres.USER, "-f", script, "-c", str(clients), "-j", "2",
         "-T", str(max(1, round(seconds))), "naive",
     ]  # fmt: skip
@@ -133,7 +135,8 @@ def measure(server: postgres.Server, counts: list[int], seconds: float) -> None:
     """One line for each number of clients."""
     server.run("create database naive")
     server.run(NAIVE, "naive")
-    print(f"{'clients':>8} {'tasks':>6} {'pairs/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'naive/s':>9} {'p50':>7} {'p99':>8} {'pgbench tps':>12}")
+    heads = ("pairs/s", "p50 ms", "p99 ms", "naive/s", "p50 ms", "p99 ms", "pgbench tps")
+    print(f"{'clients':>8} {'tasks':>6}", *(f"{head:>{width}}" for head, width in zip(heads, WIDTHS, strict=True)))
     runs = [(1, 1), *((count, TASKS) for count in counts)]
     for number, (clients, tasks) in enumerate(runs):
         url = server.create(f"ours{number}")

@@ -569,6 +569,9 @@ class FailingStore:
     def release(self) -> None:
         self._shared.release()
 
+    def listen(self, ring: Callable[[], None]) -> None:
+        self._shared.listen(ring)
+
     def kept(self, seq: int, head: bytes) -> bool:
         return self._shared.kept(seq, head)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tokenbudget_lab as tbl
 from tests import postgres
 from tests.cutting import at, by_chance, way
 from tests.soaking import Pace
+from tokenbudget_lab import writer
 from tokenbudget_lab.stores.postgres import PostgresStore
 
 HERE = Path(__file__).parents[1]
@@ -144,6 +146,38 @@ def test_what_was_cut_off_is_decided_once(word: bytes, direction: str, verdict: 
             kinds = [event.kind for event in ledger.desk.events(ledger.verify().events)]
         assert kinds == ["created", "budget_set", "reserved", "committed"]
         assert cutting.cuts == 2
+
+
+def test_who_waits_is_called_by_whoever_frees_something_elsewhere(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not only when it looks by itself.
+
+    limit     100 tokens
+    reserve   100, here
+    reserve   100, there, waits
+    rollback  here
+    """
+    monkeypatch.setattr(writer, "_LOOK_AGAIN_S", 60.0)
+    with tbl.connect(url) as here, tbl.connect(url) as there, ThreadPoolExecutor(1) as pool:
+        held = here.budget("lab", tokens=100).reserve_sync(tokens=100)
+        waiting = pool.submit(there.budget("lab").reserve_sync, tokens=100, wait=30)
+        name = url.partition("@/")[2].partition("?")[0]
+        postgres.wait_until(lambda: postgres.server().run("select 1 from tokenbudget.waiting", name))
+        began = time.monotonic()
+        held.rollback().result()
+        granted = waiting.result(timeout=20)
+        assert time.monotonic() - began < 5
+        assert granted.id != held.id
+
+
+def test_who_waits_looks_by_itself_where_nobody_can_call(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with engines that speak the protocol and have no LISTEN."""
+    monkeypatch.setattr(PostgresStore, "listen", lambda self, ring: None)
+    with tbl.connect(url) as here, tbl.connect(url) as there, ThreadPoolExecutor(1) as pool:
+        held = here.budget("lab", tokens=100).reserve_sync(tokens=100)
+        waiting = pool.submit(there.budget("lab").reserve_sync, tokens=100, wait=30)
+        time.sleep(0.2)
+        held.rollback().result()
+        assert waiting.result(timeout=10).id != held.id
 
 
 def test_two_ledgers_of_one_database_never_touch(url: str) -> None:

@@ -18,7 +18,8 @@ _READ = """
 """
 _SPEND = """
     grant insert on tokenbudget.log to {role};
-    grant insert, update, delete on tokenbudget.budgets_now, tokenbudget.totals, tokenbudget.in_flight to {role};
+    grant insert, update, delete on tokenbudget.budgets_now, tokenbudget.totals to {role};
+    grant insert, update, delete on tokenbudget.in_flight, tokenbudget.waiting to {role};
     grant update on tokenbudget.heads to {role};
 """
 

@@ -9,7 +9,7 @@ because they are not known.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappush
 from typing import Any, NamedTuple, Protocol
 
@@ -126,6 +126,10 @@ class SharedStore(Store, Protocol):
 
     def release(self) -> None:
         """Let go of the lock; nothing was decided."""
+        ...
+
+    def listen(self, ring: Callable[[], None]) -> None:
+        """Somebody waits in this process: be called when something was freed in another, where that can be."""
         ...
 
     def kept(self, seq: int, head: bytes) -> bool:

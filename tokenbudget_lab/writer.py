@@ -311,6 +311,8 @@ class Writer:
             return
         if self.sharing is not None:
             self._deliver(self._work_shared(batch))
+            if self.line:
+                self._shared().store.listen(self._wake.ring)
             return
         ts = self.clock_ns() // 1000
         self._is_now(ts)

@@ -31,6 +31,7 @@ from ..errors import (
     VersionMismatch,
 )
 from ..events import Event
+from ..listening import Listener
 from ..rows import COLUMNS, only, to_arrow
 from ..servers import Server, connected, reading, server_of, told
 from ..sharing import Asked, Loaded, Row, Step
@@ -72,6 +73,7 @@ class PostgresStore:
         self.where, self._clock_ns, self._patience_s = self._server.where, clock_ns, patience_s
         self._con: psycopg.Connection[Any] | None = None
         self._acknowledged = (0, b"")
+        self._listener: Listener | None = None
         self._pid = os.getpid()
         con = self._connect()
         try:
@@ -170,7 +172,7 @@ class PostgresStore:
         """
         told_ = {
             "events": [(*e[:-1], e[-1].hex()) for e in step.events], "head": step.head, "totals": step.totals,
-            "open": step.open, "ended": step.ended, "budgets": step.budgets,
+            "open": step.open, "ended": step.ended, "budgets": step.budgets, "freed": step.freed,
         }  # fmt: skip
         query = "select tokenbudget.append(%s, %s, %s::jsonb); commit"
         self._in_batch(query, (self._number, step.before, json.dumps(told_)))
@@ -193,6 +195,11 @@ class PostgresStore:
         if stands:
             self._acknowledged = max(self._acknowledged, (seq, head))
         return stands
+
+    def listen(self, ring: Callable[[], None]) -> None:
+        """Somebody waits here: be called when something was freed elsewhere."""
+        if self._listener is None or not self._listener.needed():
+            self._listener = Listener(self._server, self._number, ring)
 
     def _connect(self) -> psycopg.Connection[Any]:
         self._con = connected(self._server)
@@ -286,8 +293,15 @@ class PostgresStore:
 
     def close(self, state: State | None = None) -> None:  # noqa: ARG002 - nothing is kept of it
         """Let go of the connection."""
-        if os.getpid() == self._pid:
-            self._drop()
+        if os.getpid() != self._pid:
+            return
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+            with contextlib.suppress(LedgerUnavailable):  # then it is cut off as well, or ends by itself
+                self._ask("select pg_notify(%s, '')", (listener.channel,))
+            listener.join()
+        self._drop()
 
 
 def _number(con: psycopg.Connection[Any], server: Server) -> int:

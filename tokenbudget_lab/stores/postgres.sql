@@ -82,6 +82,18 @@ create table tokenbudget.in_flight (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 create index in_flight_by_expiry on tokenbudget.in_flight (ledger, expires) where expires is not null;
 
+-- Processes in which somebody waits, as of lately: a call costs every commit of the database a lock, so it is not for nobody.
+create table tokenbudget.waiting (
+    process uuid primary key,
+    ledger  integer not null references tokenbudget.heads on delete cascade,
+    until   timestamptz not null
+);
+create function tokenbudget.wait_here(which integer, me uuid) returns void language sql as $$
+    delete from tokenbudget.waiting where until < clock_timestamp();
+    insert into tokenbudget.waiting values (me, which, clock_timestamp() + interval '60 seconds')
+    on conflict (process) do update set until = excluded.until;
+$$;
+
 -- Append-only, whoever asks.
 create function tokenbudget.forbid() returns trigger language plpgsql set search_path = tokenbudget, pg_temp as $$
 begin
@@ -207,6 +219,9 @@ begin
         where ledger = which and seq = before;
     if not found then
         raise exception 'somebody else has appended in between' using errcode = 'serialization_failure';
+    end if;
+    if (step->>'freed')::boolean and exists (select from waiting where ledger = which and until > clock_timestamp()) then
+        perform pg_notify('tokenbudget_' || which, '');
     end if;
 end $$;
 
