@@ -143,7 +143,8 @@ def connected(server: Server, *, hurried: bool = True) -> psycopg.Connection[Any
         with con.cursor() as cursor:
             cursor.execute(
                 "select set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false),"
-                " set_config('plan_cache_mode', 'force_generic_plan', false), set_config('enable_seqscan', %s, false),"
+                " set_config('plan_cache_mode', 'force_generic_plan', false), set_config('jit', 'off', false),"
+                " set_config('enable_seqscan', %s, false),"
                 # A plan is made once, and never reads all of a table, whatever statistics said when that was nearly empty.
                 " set_config('idle_in_transaction_session_timeout', %s, false), set_config('client_encoding', 'UTF8', false),"
                 # Whatever a role's settings are: what is acknowledged is on the disk.

@@ -309,7 +309,7 @@ class Sharing:
             else:
                 open_.append((packed[2], packed[3], packed[8]))
         changed = {event.budget: event.seq for event in events if event.kind in ("budget_set", "closed")}
-        budgets = [(name, seq, _definition(state.nodes[name])) for name, seq in changed.items()]
+        budgets = [(name, seq, definition(state.nodes[name])) for name, seq in changed.items()]
         head = (
             state.seq, state.ts, state.head.hex(), state.ledger_id, state.recovered, state.clock_accepted, state.open_count,
             max(changed.values(), default=self._changed),
@@ -324,7 +324,8 @@ class Sharing:
             self.store.release()
 
 
-def _definition(node: Node) -> dict[str, Any]:
+def definition(node: Node) -> dict[str, Any]:
+    """A budget as it is kept."""
     caps = [list(account.cap) for account in node.accounts]
     return {"tz": node.tz, "anchor": node.anchor, "caps": caps, "alerts": list(node.alerts), "closed": node.closed}
 

@@ -88,6 +88,7 @@ create table tokenbudget.waiting (
     ledger  integer not null references tokenbudget.heads on delete cascade,
     until   timestamptz not null
 );
+create index waiting_by_ledger on tokenbudget.waiting (ledger);
 create function tokenbudget.wait_here(which integer, me uuid) returns void language sql as $$
     delete from tokenbudget.waiting where until < clock_timestamp();
     insert into tokenbudget.waiting values (me, which, clock_timestamp() + interval '60 seconds')
