@@ -60,6 +60,7 @@ _OWN = frozenset({Cancel, AcceptClock, CopyFile})
 _READS = frozenset({GetBudget, GetBalance, ListBudgets, GetEntry})
 _LOOK_AGAIN_S = 1.0  # who waits for what others free
 _ATTEMPTS = 4  # to decide a batch that was interrupted
+_PATIENCE_S = 20.0  # less than what a store waits for a server, so that this is not waited for twice
 log = logging.getLogger("tokenbudget_lab")
 _content = operator.attrgetter("budget", "usd", "tokens", "requests")
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
@@ -360,6 +361,7 @@ class Writer:
 
     def _work_shared(self, batch: list[Ticket]) -> list[Ticket]:
         """Decide a batch over a store that others write to; one that was interrupted, and is not kept, is decided anew."""
+        deadline = time.monotonic() + _PATIENCE_S
         for attempt in range(_ATTEMPTS):
             answered: list[Ticket] = []
             ts = self._now
@@ -378,8 +380,9 @@ class Writer:
                 self._copies = []
                 asked, stands = self._ask_again(batch, answered)
                 if stands:
-                    return answered
-                if not isinstance(error, ServerLost) or attempt + 1 == _ATTEMPTS or not asked:
+                    return [*{id(ticket): ticket for ticket in answered}.values()]
+                last = attempt + 1 == _ATTEMPTS or time.monotonic() > deadline
+                if not isinstance(error, ServerLost) or last or not asked:
                     return self._told(asked, error, ts)
                 batch = asked
                 log.warning("%s: %s; decided anew", self.where, error.reason)

@@ -14,7 +14,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -31,8 +30,9 @@ from ..errors import (
     VersionMismatch,
 )
 from ..events import Event
+from ..fetching import fetched
 from ..listening import Listener
-from ..rows import COLUMNS, only, to_arrow
+from ..rows import COLUMNS, only, proved
 from ..servers import Server, connected, reading, server_of, told
 from ..sharing import Asked, Loaded, Row, Step
 from ..state import State
@@ -233,10 +233,8 @@ class PostgresStore:
             raise told(self.where, error) from None
 
     def proved(self, upto: int) -> Iterator[tuple[Iterable[Event], bool]]:
-        """The events up to a `seq`, in batches, none of them proved."""
-        events = self._read(0, upto)
-        while batch := list(islice(events, _FETCH)):
-            yield batch, False
+        """The events up to a `seq`, in batches; whether their hashes continue the chain."""
+        return proved(fetched(self._server, self._number, None, upto))
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of these entries and commands, in order."""
@@ -254,10 +252,9 @@ class PostgresStore:
         uuids: bool = False,  # noqa: ARG002 - they are texts here
     ) -> Any:
         """The events as a `pyarrow.RecordBatchReader`."""
-        events = self._read(0, upto)
         if where is None:
-            return to_arrow(events, columns)
-        return only(to_arrow(events), COLUMNS if columns is None else columns, where)
+            return fetched(self._server, self._number, columns, upto)
+        return only(fetched(self._server, self._number, None, upto), COLUMNS if columns is None else columns, where)
 
     # --- what a file needs and a server does not ---------------------------------------------------------------------------
 
