@@ -69,5 +69,5 @@ def _array(given: Any, field: Any) -> Any:
     if field.name == "windows":
         return given.cast(field.type)
     if field.name == "tags":
-        return pa.array([json.loads(text) or None for text in given.to_pylist()], field.type)
+        return pa.array([[*map(tuple, json.loads(text))] or None for text in given.to_pylist()], field.type)
     return given.cast(field.type)
