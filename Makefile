@@ -20,7 +20,7 @@ export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/pycache
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check wheel oldest browser soak bench notebooks lock clean
+.PHONY: help demo test check wheel oldest browser postgres soak bench notebooks lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,7 @@ test: $(VENV)/.dev ## all that must pass: check, the built wheel, the oldest dep
 	@$(MAKE) check & $(MAKE) wheel; wheel=$$?; wait $$! && exit $$wheel
 	@$(MAKE) oldest
 	@$(MAKE) browser
+	@$(MAKE) postgres
 	@$(PY) -m pytest -n auto --dist loadgroup -p no:nbmake
 	@$(PY) -m pytest -q -n auto --nbmake --nbmake-timeout 120 $(wildcard notebooks/*.ipynb)
 
@@ -56,6 +57,14 @@ browser: ## see to it that there is a Chromium, by apt where that may be used
 	        DEBIAN_FRONTEND=noninteractive $$as apt-get install -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
 	    } || echo "no Chromium, and no right to install one: sudo apt-get install chromium fonts-dejavu-core"
 
+# Tests of ledgers on PostgreSQL start a server of their own, which needs its programs and nothing of the system's. As above.
+postgres: ## see to it that there is PostgreSQL, by apt where that may be used
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null && exit 0; \
+	    as=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); command -v apt-get >/dev/null && $$as true 2>/dev/null && { \
+	        $$as apt-get update -qq; \
+	        DEBIAN_FRONTEND=noninteractive $$as apt-get install -qq --no-install-recommends postgresql >/dev/null; \
+	    } || echo "no PostgreSQL, and no right to install it: sudo apt-get install postgresql"
+
 soak: $(VENV)/.dev ## the long tests for MINUTES=20, or MINUTES=all, with any SEED: load, kills, faults, damage
 	@$(if $(SEED),TOKENBUDGET_SEED=$(SEED)) $(PY) -m pytest -m soak --timeout 3600 \
 	    $(if $(filter all,$(MINUTES)),,--soak-minutes $(or $(MINUTES),20))
@@ -68,6 +77,7 @@ bench: $(VENV)/.dev ## measure this machine
 	@$(PY) benchmarks/analysis.py
 	@$(PY) benchmarks/instruments.py
 	@$(PY) benchmarks/gauge.py
+	@$(PY) benchmarks/postgres.py
 	@$(PY) benchmarks/race.py
 
 notebooks: $(VENV)/.dev ## make every notebook from its source, and keep what it gives

@@ -17,25 +17,32 @@ from typing import Any
 import pytest
 
 import tokenbudget_lab as tbl
+from tests import postgres
 from tests.provider import provider  # noqa: F401 - a fixture
 from tests.soaking import pace, pytest_addoption, pytest_collection_modifyitems, pytest_runtest_setup, pytest_terminal_summary  # noqa: F401 - pytest finds them here
 from tokenbudget_lab import link
 from tokenbudget_lab.events import Event
 from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.place import place_of
+from tokenbudget_lab.store import Store
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
+from tokenbudget_lab.stores.postgres import PostgresStore
 
-WITH_A_CLOCK = ("memory", "duckdb")
-collect_ignore = [
-    "litellm_calls.py"
-]  # for its doctests, of which it has none, LiteLLM would be imported; it is run by its name
+WITH_A_CLOCK = ("memory", "duckdb", "postgres")
+# For its doctests, of which it has none, LiteLLM would be imported; it is run by its name.
+collect_ignore = ["litellm_calls.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """One seed for all processes of a run: `TOKENBUDGET_SEED`, else any; and no prices but the catalogue's."""
     os.environ.setdefault("TOKENBUDGET_SEED", str(random.randrange(10**9)))
     os.environ["TOKENBUDGET_PRICES"] = "off"  # the prices of whoever runs the tests are none of theirs
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Whoever needed a PostgreSQL server lets go of it."""
+    postgres.leave()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -74,12 +81,17 @@ class Home:
     def __init__(self, store: str, folder: Path, clock: Clock) -> None:
         self.store, self.path, self.clock = store, folder / "spend.duckdb", clock
         self._memory = MemoryStore()
+        self.url = postgres.ledger() if store == "postgres" else None
         self.ledger = self._open()
 
     def _open(self) -> tbl.Ledger:
         if self.store == "keeper":
             return tbl.connect(self.path)
-        store = self._memory if self.store == "memory" else DuckDBStore(place_of(self.path))
+        store: Store
+        if self.url is not None:
+            store = PostgresStore(self.url, clock_ns=self.clock.now_ns)
+        else:
+            store = self._memory if self.store == "memory" else DuckDBStore(place_of(self.path))
         return tbl.Ledger(store=store, clock_ns=self.clock.now_ns, ids=uuid7_source(self.clock.now_ns))
 
     def reopen(self) -> tbl.Ledger:

@@ -78,7 +78,7 @@ except tbl.NotALedger as error:
 
 NO_PATHS: list[Any] = [
     "", " ", "\t\n", "a\0b", "md:lab", "MD:lab", "http://host/x", "https://host/x", "s3://bucket/x", "gs://b/x", "az://b/x",
-    "hf://d/x", "file:///tmp/x", "postgresql://user:secret@host/db", "~nobody-of-that-name/x", "\ud800", b"spend.duckdb", 5,
+    "hf://d/x", "file:///tmp/x", "mysql://user:secret@host/db", "~nobody-of-that-name/x", "\ud800", b"spend.duckdb", 5,
     ["spend.duckdb"], True,
 ]  # fmt: skip
 

@@ -240,7 +240,7 @@ def test_another_kind_of_file_ends_with_3_and_stays_as_it_is(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "where", ["", "s3://bucket/spend.duckdb", "md:spend", "http://example.org/spend", "postgresql://user:secret@host/db"]
+    "where", ["", "s3://bucket/spend.duckdb", "md:spend", "http://example.org/spend", "postgresql://user:se/cret@secret/db"]
 )
 def test_a_place_that_no_ledger_can_have_ends_with_2(where: str) -> None:
     result = run("verify", where)

@@ -72,6 +72,10 @@ EXAMPLES: list[tuple[tbl.TokenBudgetError, list[str]]] = [
     (errors.EndpointUnreachable("count_tokens", "no connection"), ["count_tokens", "no connection"]),
     (errors.EncodingMissing("o200k_base", "/cache"), ["o200k_base", "/cache", "tokenbudget vendor-encodings"]),
     (errors.StoreFailed("disk full"), ["disk full", "nothing was acknowledged"]),
+    (errors.ServerLost("postgresql://ann@db/lab", "no answer"), ["postgresql://ann@db/lab", "no answer", "Try again"]),
+    (errors.ServerUnreachable("postgresql://ann@db/lab", "no such host"), ["postgresql://ann@db/lab", "no such host"]),
+    (errors.LedgerMissing("postgresql://ann@db/lab", "no schema"), ["no schema", "init --ledger postgresql://ann@db/lab"]),
+    (errors.AccessDenied("postgresql://ann@db/lab", "wrong password", "See ~/.pgpass"), ["wrong password", "See ~/.pgpass."]),
     (errors.LedgerCorrupt(7, "its hash does not fit"), ["event 7", "its hash does not fit"]),
     (
         errors.LedgerDamaged(7, "3 events are missing", "/spend.duckdb", 9, "/spend.duckdb.d/damaged-1"),

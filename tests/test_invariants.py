@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 import tokenbudget_lab.state as fold
+from tests import postgres
 from tests.conftest import Clock
 from tests.history import checked, recorded
 from tests.soaking import Pace
@@ -37,9 +38,11 @@ from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.ledger import Ledger
 from tokenbudget_lab.limits import window_bounds
 from tokenbudget_lab.place import place_of
+from tokenbudget_lab.sharing import Asked, Loaded, Row, SharedStore, Step
 from tokenbudget_lab.store import Loss, Store
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
+from tokenbudget_lab.stores.postgres import PostgresStore
 from tokenbudget_lab.usage import MAX_USD, PICO, pico_of, pico_of_cost, usd_of
 
 Three = tuple[int | None, int | None, int | None]  # usd in pico-dollars, tokens, requests
@@ -516,7 +519,7 @@ class FailingStore:
     """
 
     def __init__(self, inner: Store) -> None:
-        self.inner, self.where = inner, inner.where
+        self.inner, self.where, self.shared = inner, inner.where, inner.shared
         self.damage, self.loss = inner.damage, inner.loss
         self.plan: str | None = None
         self.fired: str | None = None
@@ -538,14 +541,39 @@ class FailingStore:
         return self.inner.proved(upto)
 
     def append(self, events: Sequence[Event]) -> None:
+        self._keep(events, lambda: self.inner.append(events))
+
+    def keep(self, step: Step) -> None:
+        self._keep(step.events, lambda: self._shared.keep(step))
+
+    def _keep(self, events: Sequence[Event], keep: Callable[[], None]) -> None:
         self.fired, self.plan = self.plan, None
         if self.fired == "lost":
             raise StoreFailed("the disk is full")
-        self.inner.append(events)
+        keep()
         self._note(events)
         if self.fired is not None:
             self.shut = self.fired == "shut"
             raise OSError("the disk is gone")
+
+    @property
+    def _shared(self) -> SharedStore:
+        return cast("SharedStore", self.inner)
+
+    def begin(self, asked: Asked) -> Loaded:
+        return self._shared.begin(asked)
+
+    def sums(self, names: Sequence[str], starts: Sequence[int]) -> list[Row]:
+        return self._shared.sums(names, starts)
+
+    def release(self) -> None:
+        self._shared.release()
+
+    def listen(self, ring: Callable[[], None]) -> None:
+        self._shared.listen(ring)
+
+    def kept(self, seq: int, head: bytes) -> bool:
+        return self._shared.kept(seq, head)
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         if self.blind:
@@ -631,7 +659,6 @@ class Day(RuleBasedStateMachine):
     """Every verb, in any order, alone and in batches, with repetitions, failures, restarts and a clock that also goes back."""
 
     remember = fold.REMEMBER_COUNT
-    kind = "memory"
 
     def __init__(self) -> None:
         super().__init__()
@@ -650,12 +677,13 @@ class Day(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.store = FailingStore(
-            self.kept if self.kind == "memory" else DuckDBStore(place_of(Path(self.folder.name) / "spend.duckdb"))
-        )
+        self.store = FailingStore(self.opened())
         ledger = Ledger(store=self.store, clock_ns=self.clock.now_ns, ids=uuid7_source(self.clock.now_ns))
         self.ledger = recorded(ledger, self.told)
         self.box = DirectBox(None)
+
+    def opened(self) -> Store:
+        return self.kept
 
     def id(self) -> str:
         return self.ledger.new_id()
@@ -940,7 +968,17 @@ def replay(events: Iterator[Event]) -> fold.State:
 
 
 class DayInAFile(Day):
-    kind = "duckdb"
+    def opened(self) -> Store:
+        return DuckDBStore(place_of(Path(self.folder.name) / "spend.duckdb"))
+
+
+class DayOnAServer(Day):
+    def __init__(self) -> None:
+        self.url = postgres.ledger()
+        super().__init__()
+
+    def opened(self) -> Store:
+        return PostgresStore(self.url, clock_ns=self.clock.now_ns)
 
 
 class ForgetfulDay(Day):
@@ -956,14 +994,14 @@ def run(machine: type[Day], examples: int, steps: int, **more: Any) -> None:
     run_state_machine_as_test(machine, settings=few)
 
 
-@pytest.mark.parametrize(("machine", "examples"), [(Day, 50), (ForgetfulDay, 40), (DayInAFile, 8)])
+@pytest.mark.parametrize(("machine", "examples"), [(Day, 50), (ForgetfulDay, 40), (DayInAFile, 8), (DayOnAServer, 8)])
 def test_a_random_day_goes_as_in_the_model(machine: type[Day], examples: int) -> None:
     run(machine, examples, 40)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("machine", "examples"), [(Day, 2000), (ForgetfulDay, 2000), (DayInAFile, 500)])
+@pytest.mark.parametrize(("machine", "examples"), [(Day, 2000), (ForgetfulDay, 2000), (DayInAFile, 500), (DayOnAServer, 500)])
 def test_thousands_of_random_days_go_as_in_the_model(machine: type[Day], examples: int, pace: Pace) -> None:
     for _ in pace.some(range(examples // 10)):
         run(hypothesis.seed(pace.chance.randrange(2**32))(machine), 10, 60)

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import tokenbudget_lab as tbl
+from tests import postgres
 from tests.history import checked, recorded
 from tests.soaking import Pace
 from tokenbudget_lab import link
@@ -32,12 +33,15 @@ from tokenbudget_lab.stores.memory import MemoryStore
 pytestmark = pytest.mark.xdist_group("races")  # they want the machine for themselves
 HERE, CHILD = Path(__file__).parents[1], "tests.test_races"
 SOON_S = 30.0  # what has not happened by then never will
-KINDS = ["memory", "duckdb", "keeper"]
+KINDS = ["memory", "duckdb", "keeper", "postgres"]
 everywhere = pytest.mark.parametrize("kind", KINDS)
 for_long = [pytest.mark.soak, pytest.mark.timeout(3600)]
 again = pytest.mark.parametrize(
     ("kind", "rounds"),
-    [("memory", 10), ("duckdb", 10), ("keeper", 3), *(pytest.param(kind, 200, marks=for_long) for kind in KINDS)],
+    [
+        *(("memory", 10), ("duckdb", 10), ("keeper", 3), ("postgres", 3)),
+        *(pytest.param(kind, 200, marks=for_long) for kind in KINDS),
+    ],
 )
 
 
@@ -54,7 +58,10 @@ _numbers = itertools.count()
 def fresh(kind: str, folder: Path) -> Iterator[tbl.Ledger]:
     """A new ledger, which is verified when it ends, and agrees with all that was told; its keeper is gone afterwards."""
     place = place_of(folder / f"{next(_numbers)}.duckdb")
-    opened = tbl.Ledger(store=MemoryStore()) if kind == "memory" else tbl.connect(place.file, embedded=kind == "duckdb")
+    if kind == "memory":
+        opened = tbl.Ledger(store=MemoryStore())
+    else:
+        opened = tbl.connect(postgres.ledger() if kind == "postgres" else place.file, embedded=kind == "duckdb")
     with recorded(opened, told(place.file)) as ledger:
         yield ledger
         ledger.verify()

@@ -143,6 +143,7 @@ _HOMES = {
     "unused_holds": "efficiency",
 }
 _ERRORS = (
+    "AccessDenied",
     "AmountMissing",
     "BatchUnread",
     "BudgetClosed",
@@ -167,6 +168,7 @@ _ERRORS = (
     "LedgerCorrupt",
     "LedgerDamaged",
     "LedgerForked",
+    "LedgerMissing",
     "LedgerUnavailable",
     "NoBudget",
     "NotALedger",
@@ -179,6 +181,8 @@ _ERRORS = (
     "QueryRefused",
     "Refused",
     "ReservationClosed",
+    "ServerLost",
+    "ServerUnreachable",
     "StoreFailed",
     "TokenBudgetError",
     "UnknownBudget",

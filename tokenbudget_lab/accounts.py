@@ -6,6 +6,8 @@ window's start and are never thrown away, so what a reservation of yesterday end
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .limits import FOREVER, Cap, window_bounds
 
 
@@ -55,20 +57,30 @@ class Totals:
         ) = numbers  # fmt: skip
 
 
+Load = Callable[[Totals], None]
+
+
 class Account:
-    """One budget's totals for one kind of window, and the limits that hold in each."""
+    """One budget's totals for one kind of window, and the limits that hold in each.
 
-    __slots__ = ("by_start", "cap", "node")
+    Attributes:
+        load: fills totals that are not here yet, where they are kept elsewhere; else they begin with zero.
+    """
 
-    def __init__(self, node: Node, cap: Cap) -> None:
-        self.node, self.cap = node, cap
+    __slots__ = ("by_start", "cap", "load", "node")
+
+    def __init__(self, node: Node, cap: Cap, load: Load | None = None) -> None:
+        self.node, self.cap, self.load = node, cap, load
         self.by_start: dict[int, Totals] = {}
 
     def at(self, start: int) -> Totals:
         """The totals of the window that starts then."""
         totals = self.by_start.get(start)
         if totals is None:
-            totals = self.by_start[start] = Totals(self, start)
+            totals = Totals(self, start)
+            if self.load is not None:
+                self.load(totals)
+            self.by_start[start] = totals
         return totals
 
 
@@ -97,10 +109,10 @@ class Node:
         "tz",
     )
 
-    def __init__(self, name: str, parent: Node | None, tz: str, anchor: int) -> None:
+    def __init__(self, name: str, parent: Node | None, tz: str, anchor: int, load: Load | None = None) -> None:
         self.name, self.tz, self.anchor = name, tz, anchor
         self.path: tuple[Node, ...] = (self, *(parent.path if parent else ()))
-        self.accounts: list[Account] = [Account(self, Cap("", None, None, None))]
+        self.accounts: list[Account] = [Account(self, Cap("", None, None, None), load)]
         self.alerts: tuple[float, ...] = ()
         self.closed = False
         self.forget()
@@ -125,7 +137,7 @@ class Node:
         for cap in caps:
             account = self.account(cap.window)
             if account is None:
-                self.accounts.append(Account(self, cap))
+                self.accounts.append(Account(self, cap, self.accounts[0].load))
             else:
                 account.cap = cap
 

@@ -24,6 +24,7 @@ from .ids import new_id
 from .ledger import DEFAULT_TIMEOUT_S
 from .pricing import Prices
 from .progress import in_notebook
+from .servers import is_url
 from .store import Loss, Store
 from .usage import Money
 
@@ -292,10 +293,10 @@ def connect(
     timeout: float | timedelta = DEFAULT_TIMEOUT_S,
     prices: AnyPrices | None = None,
 ) -> Ledger:
-    """Open a ledger; make it if it does not exist.
+    """Open a ledger; a file is made if it does not exist.
 
     Args:
-        where: a path to a DuckDB file, or `":memory:"`; the default ledger where not given.
+        where: a path to a DuckDB file, a `postgresql://` URL, or `":memory:"`; the default ledger where not given.
         embedded: own the file in this process, without a keeper: a bit faster alone, and nobody else can use it meanwhile.
         timeout: seconds until a reservation ends by itself, where none is given per reserve; 1 s to 48 h.
         prices: what turns usage into money; genai-prices and the user's `prices.toml` where not given.
@@ -304,6 +305,7 @@ def connect(
         LedgerBusy: another process owns the file.
         NotALedger: it is something else.
         KeeperUnreachable: the process that owns the file does not come up.
+        LedgerMissing, ServerUnreachable, AccessDenied: of a database; there `tokenbudget init` makes a ledger.
 
     Examples:
         >>> import tokenbudget_lab as tbl
@@ -313,11 +315,13 @@ def connect(
     """
     if where is None:
         where = default_path()
-        if where != ":memory:" and not Path(where).expanduser().exists():
+        if where != ":memory:" and not is_url(where) and not Path(where).expanduser().exists():
             # She is to know where her money is kept.
             print(f"tokenbudget: new default ledger {Path(where).expanduser()}", file=sys.stderr)  # noqa: T201 - as said
-    if isinstance(where, str) and where.startswith(("postgresql://", "postgres://")):
-        raise InvalidValue("where", "ledgers on PostgreSQL are not part of this version; use a file on this machine")
+    if is_url(where):
+        from .stores.postgres import PostgresStore
+
+        return Ledger(store=PostgresStore(str(where)), prices=prices, timeout=timeout)
     if where == ":memory:":
         from .stores.memory import MemoryStore
 

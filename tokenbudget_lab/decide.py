@@ -342,6 +342,10 @@ class Decisions:
         self._emit("refused", ts, c.id, c.budget, held_usd=c.usd, held_tokens=c.tokens, requests=c.requests,
                    provider=c.provider, model=c.model, origin=origin, tags=c.tags, detail=detail)  # fmt: skip
 
+    def counts_refusals(self) -> bool:
+        """Whether there are refusals that were only counted."""
+        return any(count for _, count in self._refusals.values())
+
     def flush_refusals(self, ts: int, *, now: bool = False) -> None:
         """The end of a batch: write the refusals of past minutes that were only counted, and forget what is old."""
         self._write_refusals(ts, now=now)

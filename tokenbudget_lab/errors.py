@@ -598,6 +598,58 @@ class NotALedger(LedgerUnavailable):
         return f"{self.path} is no ledger: {self.reason}. Nothing was made or changed; choose another path."
 
 
+class LedgerMissing(LedgerUnavailable):
+    """There is no ledger at an address; none was made, because a mistyped address must not be a fresh budget.
+
+    Attributes:
+        where: the address, without its password.
+        reason: what is there instead.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where, self.reason = where, reason
+
+    def _text(self) -> str:
+        return f"there is no ledger at {self.where}: {self.reason}. `tokenbudget init --ledger {self.where}` makes one."
+
+
+class ServerUnreachable(LedgerUnavailable):
+    """The database server does not answer.
+
+    Attributes:
+        where: the address, without its password.
+        reason: what was tried and what happened.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where, self.reason = where, reason
+
+    def _text(self) -> str:
+        return (
+            f"the PostgreSQL server of {self.where} cannot be reached: {self.reason}. "
+            "Check host, port and network, and whether it runs."
+        )
+
+
+class AccessDenied(LedgerUnavailable):
+    """The database server does not let this user in, or not do this.
+
+    Attributes:
+        where: the address, without its password.
+        reason: what the server said.
+        advice: what to do.
+    """
+
+    def __init__(self, where: str, reason: str, advice: str) -> None:
+        super().__init__(where, reason, advice)
+        self.where, self.reason, self.advice = where, reason, advice
+
+    def _text(self) -> str:
+        return f"{self.where} refused: {self.reason}. {self.advice}."
+
+
 class StoreFailed(LedgerUnavailable):
     """The store could not write; what this command asked for was not acknowledged and is not counted.
 
@@ -614,6 +666,24 @@ class StoreFailed(LedgerUnavailable):
             f"the ledger could not be written ({self.reason}); nothing was acknowledged. "
             "Make room or repair the disk, then try again."
         )
+
+
+class ServerLost(StoreFailed):
+    """The database server did not answer in the midst of something, and not for long enough afterwards.
+
+    What was asked for was not acknowledged; sent again with the same key or id, it is decided once.
+
+    Attributes:
+        where: the address, without its password.
+        reason: what happened.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        LedgerUnavailable.__init__(self, where, reason)
+        self.where, self.reason = where, reason
+
+    def _text(self) -> str:
+        return f"{self.where} did not answer ({self.reason}); nothing was acknowledged. Try again when the server is there."
 
 
 class LedgerCorrupt(LedgerUnavailable):

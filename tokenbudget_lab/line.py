@@ -157,6 +157,10 @@ class Line:
     def __iter__(self) -> Iterator[Waiter]:
         return iter(self._waiters.values())
 
+    def budgets(self) -> Iterable[str]:
+        """In which somebody waits."""
+        return self._rows.keys()
+
     def get(self, id: str) -> Waiter | None:
         """Who waits for this reserve."""
         return self._waiters.get(id)

@@ -16,7 +16,7 @@ from hashlib import sha256
 from heapq import heapify, heappush
 from typing import Any
 
-from .accounts import Node, Totals
+from .accounts import Load, Node, Totals
 from .errors import LedgerCorrupt
 from .events import GENESIS, Event, from_detail
 from .ids import made_at_us
@@ -203,6 +203,7 @@ class State:
         self.clock_accepted: int | None = None  # what a clock said that was accepted though it stood behind the last event
         self.forgotten_until = 0  # what ended before this instant may have been forgotten
         self.early: set[str] = set()  # ids that say that they were made after their end: a clock was set back in between
+        self.load: Load | None = None  # where totals are, if not all of them are here
         self.forgets = True  # with each event; who decides says when instead, because a batch looks up before it decides
         self._ended: deque[tuple[int, str, str]] = deque()  # when, and the two ids that it is known by
         self._apply = {
@@ -280,7 +281,7 @@ class State:
         node = self.nodes.get(event.budget)
         if node is None:
             parent = event.budget.rpartition("/")[0]
-            node = Node(event.budget, self.nodes[parent] if parent else None, what["tz"], event.ts)
+            node = Node(event.budget, self.nodes[parent] if parent else None, what["tz"], event.ts, self.load)
             self.nodes[event.budget] = node
         node.set_caps(tuple(Cap(*cap) for cap in what["caps"]))
         node.alerts = tuple(what.get("alerts", ()))
@@ -541,11 +542,18 @@ class State:
             self.forgotten_until = max(map(made_at_us, self.early))
             self.early = set()
 
-    def recall(self, events: Iterable[Event]) -> None:
+    def forget_all(self) -> None:
+        """Drop every entry and command, open ones too: they are loaded again when they are needed. Balances do not change."""
+        self.open, self.ended, self.keys, self.done, self.ends = {}, {}, {}, {}, {}
+        self.due, self.early, self._at_hand = [], set(), None
+        self._ended.clear()
+
+    def recall(self, events: Iterable[Event], *, in_flight: bool = False) -> None:
         """Remember entries and commands again that were forgotten; balances do not change.
 
         Args:
             events: all events of each entry, in order of `seq`.
+            in_flight: open ones may be among them.
         """
         recalled: dict[str | None, Entry] = {}
         for event in events:
@@ -563,9 +571,12 @@ class State:
             if event.reservation in recalled:
                 self._retrace(recalled[event.reservation], event)
         for entry in recalled.values():
-            if entry.state == OPEN:
+            if entry.state != OPEN:
+                self.ended[entry.id] = entry.packed()
+            elif in_flight:
+                self.open[entry.id] = entry.packed()
+            else:
                 raise LedgerCorrupt(entry.seq, "is open in the file, and not in the balances in force")
-            self.ended[entry.id] = entry.packed()
 
     def _retrace(self, entry: Entry, event: Event) -> None:
         if event.kind == "committed":

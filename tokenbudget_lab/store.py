@@ -1,7 +1,7 @@
 """What a store must do: keep events, in order, durably. It decides nothing.
 
-A store is owned by one writer. Reading for analysis (`arrow`) may happen from another thread at the same time and sees
-whole appends only.
+A store is owned by one writer, or shared by several. Reading for analysis (`arrow`) may happen from another thread at the
+same time and sees whole appends only.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Loss(NamedTuple):
 class Store(Protocol):
     """Where the events of one ledger are kept."""
 
+    shared: bool
+    """Whether others write to it as well; what such a store does beside this stands in `sharing`."""
     where: str
     """A path or URL without secrets, for people."""
     damage: LedgerDamaged | None

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappop
 from itertools import takewhile
-from typing import Any
+from typing import Any, cast
 
 from . import clock
 from .clock import Mark, Watch
@@ -44,18 +44,23 @@ from .errors import (
     LedgerDamaged,
     LedgerForked,
     LedgerUnavailable,
+    ServerLost,
     StoreFailed,
     TokenBudgetError,
 )
 from .events import Event
 from .ids import new_id
 from .line import Line, Waiter
+from .sharing import SharedStore, Sharing
 from .state import State, seldom_collected
 from .store import Store
 
 # What the writer does beside deciding, and what reads only.
 _OWN = frozenset({Cancel, AcceptClock, CopyFile})
 _READS = frozenset({GetBudget, GetBalance, ListBudgets, GetEntry})
+_LOOK_AGAIN_S = 1.0  # who waits for what others free
+_ATTEMPTS = 4  # to decide a batch that was interrupted
+_PATIENCE_S = 20.0  # less than what a store waits for a server, so that this is not waited for twice
 log = logging.getLogger("tokenbudget_lab")
 _content = operator.attrgetter("budget", "usd", "tokens", "requests")
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
@@ -88,13 +93,14 @@ class Writer:
         boot_ns: Callable[[], int] | None = None,
         boot_id: Callable[[], str | None] = clock.boot_id,
     ) -> None:
-        watched = boot_ns is not None or clock_ns is time.time_ns
+        watched = boot_ns is not None or (clock_ns is time.time_ns and not store.shared)  # that one's time comes from elsewhere
         self._watched = (boot_ns or clock.boot_ns, boot_id) if watched else None
         self._watch: Watch | None = None
         self._now = 0  # the clock at the last batch, Unix microseconds
         self._halted = False  # only reading
         self._copies: list[Ticket] = []
         self.store, self.clock_ns, self.ids, self.origin = store, clock_ns, ids, origin
+        self.sharing: Sharing | None = None  # where others write to the store as well
         self.where = store.where
         self._queue: deque[Ticket] = deque()
         self._idle, self._wake = False, Bell()
@@ -117,6 +123,9 @@ class Writer:
     def _start(self) -> None:
         """Fold what the store has, and begin a new ledger; here and not in the main thread, where Ctrl-C would cut in."""
         self._rebuild()
+        if self.sharing is not None:
+            self._start_shared(self.sharing)
+            return
         if self.store.damage is not None:
             return
         self._watch = self._begin_watch()
@@ -129,6 +138,15 @@ class Writer:
         events = self._take_events()
         if events:
             self.store.append(events)
+
+    def _start_shared(self, sharing: Sharing) -> None:
+        """Begin a new ledger, if nobody has."""
+        now = sharing.begin([], self.line)
+        if self.decisions.state.seq == 0:
+            now = sharing.begin([], self.line, write=True)
+            if self.decisions.state.seq == 0:
+                self.decisions.create(self.ids(), now, self.origin)
+        sharing.end(self._take_events())
 
     def _begin_watch(self) -> Watch | None:
         if self._watched is None:
@@ -148,6 +166,11 @@ class Writer:
 
     def _rebuild(self) -> None:
         state = self.store.snapshot() or State()
+        if self.store.shared:
+            self.decisions = Decisions(state, self.ids)
+            self.sharing = Sharing(cast("SharedStore", self.store), self.decisions)
+            self._broken = False
+            return
         with seldom_collected():
             for event in self.store.load(state.seq):
                 state.apply(event)
@@ -261,6 +284,8 @@ class Writer:
     def _until_alarm_s(self) -> float | None:
         if self._halted:  # nothing ends while nothing is written, but the clock may be put right
             return 1.0
+        if self.sharing is not None:
+            return self._until_shared_alarm_s(self.sharing)
         due = self.decisions.state.due
         while due and due[0][2] not in self.decisions.state.open:
             heappop(due)
@@ -270,6 +295,13 @@ class Writer:
             return None
         return min(max((min(alarms) - self.clock_ns() // 1000) / 1e6, 0.001), 3600.0)
 
+    def _until_shared_alarm_s(self, sharing: Sharing) -> float | None:
+        """Who waits is woken by whoever frees something; looked after all the same, as a call may be lost."""
+        alarms = [] if sharing.alarm is None else [sharing.alarm]
+        alarms += [self.line.alarm()] if self.line else []
+        until_s = min(max((min(alarms) - sharing.now()) / 1e6, 0.001), 3600.0) if alarms else None
+        return until_s if not self.line else min(until_s or _LOOK_AGAIN_S, _LOOK_AGAIN_S)
+
     def _work(self, batch: list[Ticket]) -> None:
         # A hold for who has hung up would stand in the way, or count, and nobody has sent that call; what was spent counts.
         batch = [ticket for ticket in batch if not (ticket.box.closed and type(ticket.command) is Reserve)]
@@ -278,10 +310,13 @@ class Writer:
         if stopped is not None:
             self._deliver(self._only_read(batch, stopped))
             return
+        if self.sharing is not None:
+            self._deliver(self._work_shared(batch))
+            if self.line:
+                self._shared().store.listen(self._wake.ring)
+            return
         ts = self.clock_ns() // 1000
-        if ts < self._now:
-            self.line.earlier(self._now - ts)
-        self._now = ts
+        self._is_now(ts)
         answered: list[Ticket] = []
         try:
             if self._broken or self.store.is_disturbed():
@@ -292,19 +327,7 @@ class Writer:
                     self._deliver(self._only_read(batch, self.store.damage))
                     return
             self._recall(batch)
-            self.decisions.expire(max(ts, self.decisions.state.ts))
-            for ticket in batch:
-                if self.line and type(ticket.command) is Reserve:
-                    answered += self._admit_waiters(ts)  # who stands in line comes before who comes now
-                    if self._is_another(ticket):
-                        answered.append(ticket)
-                        continue
-                if type(ticket.command) in _OWN:
-                    answered += self._do(ticket, ts)
-                elif self._answer(ticket, ts):
-                    answered.append(ticket)
-            answered += self._admit_waiters(ts)
-            self.decisions.flush_refusals(ts)
+            self._decide_all(batch, answered, ts)
             events = self._take_events()
             if events:
                 self.store.append(events)
@@ -314,6 +337,93 @@ class Writer:
             answered = self._failed(batch, answered, error, ts)
         self._deliver(answered)
         self._tend()
+
+    def _is_now(self, ts: int) -> None:
+        if ts < self._now:
+            self.line.earlier(self._now - ts)
+        self._now = ts
+
+    def _decide_all(self, batch: list[Ticket], answered: list[Ticket], ts: int) -> None:
+        """Decide a whole batch, and whoever waits and fits now; collects who is answered."""
+        self.decisions.expire(max(ts, self.decisions.state.ts))
+        for ticket in batch:
+            if self.line and type(ticket.command) is Reserve:
+                answered += self._admit_waiters(ts)  # who stands in line comes before who comes now
+                if self._is_another(ticket):
+                    answered.append(ticket)
+                    continue
+            if type(ticket.command) in _OWN:
+                answered += self._do(ticket, ts)
+            elif self._answer(ticket, ts):
+                answered.append(ticket)
+        answered += self._admit_waiters(ts)
+        self.decisions.flush_refusals(ts)
+
+    def _work_shared(self, batch: list[Ticket]) -> list[Ticket]:
+        """Decide a batch over a store that others write to; one that was interrupted, and is not kept, is decided anew."""
+        deadline = time.monotonic() + _PATIENCE_S
+        for attempt in range(_ATTEMPTS):
+            answered: list[Ticket] = []
+            ts = self._now
+            try:
+                if self._broken:
+                    self.store.reopen()
+                    self._rebuild()
+                sharing = self._shared()
+                ts = sharing.begin([ticket.command for ticket in batch], self.line)
+                self._is_now(ts)
+                self._called_by_others()
+                self._decide_all(batch, answered, ts)
+                sharing.end(self._take_events())
+                return [*{id(ticket): ticket for ticket in (*answered, *self._copy())}.values()]
+            except Exception as error:  # noqa: BLE001 - whatever it is, no caller may be left without an answer
+                self._copies = []
+                asked, stands = self._ask_again(batch, answered)
+                if stands:
+                    return [*{id(ticket): ticket for ticket in answered}.values()]
+                last = attempt + 1 == _ATTEMPTS or time.monotonic() > deadline
+                if not isinstance(error, ServerLost) or last or not asked:
+                    return self._told(asked, error, ts)
+                batch = asked
+                log.warning("%s: %s; decided anew", self.where, error.reason)
+        raise AssertionError  # the last attempt has returned
+
+    def _shared(self) -> Sharing:
+        assert self.sharing is not None  # noqa: S101 - tells the type checker
+        return self.sharing
+
+    def _called_by_others(self) -> None:
+        """Whatever others have freed, those who wait here are looked at again."""
+        self.decisions.freed = self.decisions.freed or bool(self.line)
+
+    def _ask_again(self, batch: list[Ticket], answered: list[Ticket]) -> tuple[list[Ticket], bool]:
+        """After a failure: who has no answer, and whether the batch is kept all the same, so that all answers stand."""
+        wrote = self._shared().wrote
+        asked = {id(ticket): ticket for ticket in (*batch, *answered)}
+        stands = False
+        try:
+            self.store.reopen()
+            stands = wrote is not None and cast("SharedStore", self.store).kept(*wrote)
+            self._rebuild()
+        except Exception as error:  # noqa: BLE001 - tried again with the next batch; until then every caller gets the error
+            log.warning("%s: %s", self.where, error)
+            self._broken = True
+        if not stands:
+            for ticket in list(asked.values()):
+                waiter = self.line.get(ticket.command.id)
+                if waiter is not None:
+                    self.line.remove(waiter)
+                    asked |= {id(again): again for again in waiter.tickets}
+                ticket.answer, ticket.error = (), None
+        return list(asked.values()), stands
+
+    def _told(self, asked: list[Ticket], error: Exception, ts: int) -> list[Ticket]:
+        """Nothing is known of these but that they were not answered."""
+        told = error if isinstance(error, LedgerUnavailable) else StoreFailed(f"{type(error).__name__}: {error}")
+        late = [ticket for waiter in self.line.over(ts) for ticket in waiter.tickets]
+        for ticket in (*asked, *late):
+            ticket.answer, ticket.error = (), told
+        return [*asked, *late]
 
     def _tend(self) -> None:
         """What the store has to do now and then, when everybody has an answer."""
@@ -505,11 +615,17 @@ class Writer:
 
     def _finish(self) -> None:
         self._refuse([ticket for waiter in self.line for ticket in waiter.tickets])
-        if not self._broken and self._stopped([]) is None:
+        idle = self.sharing is not None and not self.decisions.counts_refusals()
+        if not self._broken and not idle and self._stopped([]) is None:
             with contextlib.suppress(LedgerUnavailable):  # refusals that were only counted; no caller waits for them
-                self.decisions.flush_refusals(self.clock_ns() // 1000, now=True)
+                if self.sharing is not None:
+                    self.sharing.begin([], self.line, write=self.decisions.counts_refusals())
+                now = self.clock_ns() // 1000 if self.sharing is None else self.sharing.now()
+                self.decisions.flush_refusals(now, now=True)
                 events = self._take_events()
-                if events:
+                if self.sharing is not None:
+                    self.sharing.end(events)
+                elif events:
                     self.store.append(events)
         self.store.close(None if self._broken else self.decisions.state)
         self._gone = True

@@ -10,7 +10,7 @@ import typer
 
 from tokenbudget_lab import __version__
 
-from . import budgets, care, keepers, looks, plans, reporting, runs, tables, watching
+from . import budgets, care, keepers, looks, making, plans, reporting, runs, tables, watching
 from .shell import Commands, examples
 
 EXAMPLES = examples(
@@ -32,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=f"{EXAMPLES}\n\n{CODES}",
 )
-for part in (runs, plans, budgets, looks, watching, reporting, care, keepers, tables):
+for part in (runs, plans, making, budgets, looks, watching, reporting, care, keepers, tables):
     app.add_typer(part.app)
 
 
@@ -51,5 +51,6 @@ def main(
 ) -> None:
     """Hard token and dollar budgets for experiments with language models.
 
-    The ledger is a file: --ledger PATH, or the one that TOKENBUDGET_LEDGER names, or the default one in your data folder.
+    The ledger is a file or in a database: --ledger PATH|URL, or the one that TOKENBUDGET_LEDGER names, or the default file in
+    your data folder.
     """

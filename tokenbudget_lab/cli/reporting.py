@@ -15,8 +15,10 @@ import typer
 from rich.progress import Progress
 
 from tokenbudget_lab.balance import Balance
+from tokenbudget_lab.connection import default_path
 from tokenbudget_lab.errors import InvalidValue, LedgerCorrupt, TokenBudgetError, redacted
 from tokenbudget_lab.render import escaped
+from tokenbudget_lab.servers import is_url, server_of
 
 from .shell import (
     FINE,
@@ -164,6 +166,9 @@ def _places(given: Sequence[str], option: str | None) -> list[str | None]:
 
     found: list[str | None] = []
     for each in (*given, *([] if option is None else [option])):
+        if is_url(each):
+            found.append(each)
+            continue
         path = place(each)
         if not any(sign in each for sign in "*?[") or path.exists():
             found.append(each)
@@ -229,20 +234,21 @@ def _read(
 
     from tokenbudget_lab.sources import calls_of
 
-    path = existing(place).file
-    task = bar.add_task(escaped(f"proving {path.name}"), total=None)
+    named = default_path() if place is None else place
+    path = server_of(str(named)).where if is_url(named) else str(existing(place).file)
+    task = bar.add_task(escaped(f"proving {path.rpartition('/')[2]}"), total=None)
     damage, events = None, None
-    with opened(str(path), embedded=embedded) as book:
+    with opened(str(named) if is_url(named) else path, embedded=embedded) as book:
         try:
             events = book.verify(lambda done, total: bar.update(task, completed=done, total=total)).events
         except LedgerCorrupt as error:
-            damage = f"Not sound: {error}" if str(path) in str(error) else f"Not sound: {path}: {error}"
+            damage = f"Not sound: {error}" if path in str(error) else f"Not sound: {path}: {error}"
             typer.echo(f"tokenbudget: {escaped(damage)}", err=True)  # which of many it is
         frame = needed(calls_of(book, ordered=False, **when)).drop("ledger", strict=False).collect()  # type: ignore[arg-type] # texts, all of them
         first = book.events().filter(pl.col("seq") == 1).select("hash").collect()
         balances = book.budgets()
     bar.remove_task(task)
-    return Read(str(path), frame, balances, damage, events, first.item() if first.height == 1 else None)
+    return Read(path, frame, balances, damage, events, first.item() if first.height == 1 else None)
 
 
 # --- telling -----------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from tokenbudget_lab.errors import (
     UnknownBudget,
 )
 from tokenbudget_lab.place import Place, place_of
+from tokenbudget_lab.servers import is_url, server_of
 
 from . import interrupted
 
@@ -44,15 +45,17 @@ _HINTS: dict[type, str] = {
 }
 
 LedgerArgument = Annotated[
-    str | None, typer.Argument(metavar="[LEDGER]", help="The ledger's file; as --ledger.", show_default=False)
+    str | None,
+    typer.Argument(metavar="[LEDGER]", help="The ledger's file or URL; as --ledger.", show_default=False),
 ]
 LedgerOption = Annotated[
     str | None,
     typer.Option(
         "--ledger",
         "-l",
-        metavar="PATH",
-        help="The ledger's file. Else the one that TOKENBUDGET_LEDGER names, else the default one in your data folder.",
+        metavar="PATH|URL",
+        help="The ledger's file, or its postgresql:// URL. Else the one that TOKENBUDGET_LEDGER names, else the default file "
+        "in your data folder.",
         show_default=False,
     ),
 ]
@@ -152,15 +155,19 @@ def chosen(argument: str | None, option: str | None) -> str | None:
 @contextlib.contextmanager
 def opened(where: str | None, *, embedded: bool = False, make: bool = False) -> Iterator[Ledger]:
     """Open a ledger; one that does not exist is made only where `make` says so."""
-    with connect(where if make or where == ":memory:" else existing(where).file, embedded=embedded) as ledger:
+    named = default_path() if where is None else where
+    if is_url(named):
+        where = str(named)
+    with connect(where if make or where == ":memory:" or is_url(where) else existing(where).file, embedded=embedded) as ledger:
         yield ledger
 
 
 def existing(where: str | None) -> Place:
     """The place of a ledger that is there already: who only looks must not make one."""
-    if where is not None and where.startswith(("postgresql://", "postgres://")):
-        connect(where).close()  # it says what this version can and cannot do, without repeating a password
-    place = place_of(default_path() if where is None else where)
+    named = default_path() if where is None else where
+    if is_url(named):
+        raise InvalidValue("LEDGER", f"{server_of(str(named)).where} is no file; this is for those alone")
+    place = place_of(named)
     if not place.file.exists():
         advice = "`tokenbudget budget create NAME --usd 5 --ledger PATH` makes one"
         raise LedgerUnavailable(f"there is no ledger at {place.file}; {advice}.")

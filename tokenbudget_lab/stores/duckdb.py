@@ -81,6 +81,8 @@ class DuckDBStore:
         VersionMismatch: a newer package made it.
     """
 
+    shared = False
+
     def __init__(
         self, place: Place, *, role: Literal["embedded", "keeper", "recovery"] = "embedded", accept_loss: bool = False
     ) -> None:

@@ -23,6 +23,7 @@ class MemoryStore:
         ':memory:'
     """
 
+    shared = False
     where = ":memory:"
     damage: LedgerDamaged | None = None
     loss: Loss | None = None

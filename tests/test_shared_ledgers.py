@@ -1,0 +1,227 @@
+"""Several processes, one budget: on PostgreSQL, whatever happens to the processes, their connections and the server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tokenbudget_lab as tbl
+from tests import postgres
+from tests.cutting import at, by_chance, way
+from tests.soaking import Pace
+from tokenbudget_lab import writer
+from tokenbudget_lab.stores.postgres import PostgresStore
+
+HERE = Path(__file__).parents[1]
+SOON_S = 60.0
+
+
+@pytest.fixture
+def url() -> str:
+    return postgres.ledger()
+
+
+def through(folder: Path, url: str) -> str:
+    """The same ledger by another way."""
+    return url.replace(f"host={postgres.server().folder}", f"host={folder}")
+
+
+def worker(url: str, tasks: int, rounds: int, told: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.shared_worker", url, str(tasks), str(rounds)]
+    with told.open("w") as out:
+        return subprocess.Popen(command, cwd=HERE, stdout=out, stderr=subprocess.STDOUT, text=True)
+
+
+def spent(url: str, told: list[list[str]], limit: int) -> tuple[int, int]:
+    """What was committed and counted in all; whatever was acknowledged is there, once, and nothing was over the limit."""
+    with tbl.connect(url) as ledger:
+        ledger.verify()
+        events = list(ledger.desk.events(10**9))
+        kept: dict[str, list[str]] = {}
+        total = most = 0
+        for event in events:
+            if event.kind in ("reserved", "committed", "expired"):
+                kept.setdefault(event.reservation or "", []).append(event.kind)
+            if event.kind == "reserved":
+                total += event.held_tokens or 0
+            most = max(most, total)
+        for line in told:
+            if line[0] in ("reserved", "committed"):
+                assert kept[line[1]].count(line[0]) == 1, line
+        assert all(len(kinds) <= 2 for kinds in kept.values())
+        assert most <= limit
+        balance = ledger.budget("lab").balance
+        return balance.committed_tokens, balance.reserved_tokens
+
+
+@pytest.mark.timeout(180)
+def test_four_processes_of_twenty_tasks_spend_exactly_what_there_is(url: str, tmp_path: Path) -> None:
+    """Eighty callers ask for 400 tokens, and 250 are there.
+
+    limit     lab 250 tokens, lab/study 1000
+    reserve   1, commit 1, from 4 processes with 20 tasks each, 5 times
+    """
+    with tbl.connect(url) as ledger:
+        ledger.budget("lab", tokens=250)
+        ledger.budget("lab/study", tokens=1000)
+    files = [tmp_path / str(n) for n in range(4)]
+    workers = [worker(url, 20, 5, file) for file in files]
+    assert [one.wait(SOON_S) for one in workers] == [0] * 4
+    told = [line.split() for file in files for line in file.read_text().splitlines()]
+    assert spent(url, told, 250) == (250, 0)
+    assert sum(line[0] == "committed" for line in told) == 250
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_sixteen_processes_of_fifty_tasks_never_overspend_while_they_are_killed_and_cut_off(
+    url: str, tmp_path: Path, pace: Pace
+) -> None:
+    """Killed processes leave holds, which count when they expire; connections are cut anywhere all the while."""
+    limit, folder = 20_000, tmp_path / "way"
+    folder.mkdir()
+    with tbl.connect(url) as ledger:
+        ledger.budget("lab", tokens=limit)
+        ledger.budget("lab/study", tokens=10 * limit)
+    chance = pace.chance
+    files: list[Path] = []
+    with way(folder, postgres.server().folder, by_chance(chance, 200)) as cutting:
+        running: list[subprocess.Popen[str]] = []
+        for _ in range(120):
+            while len(running) < 16:
+                files.append(tmp_path / str(len(files)))
+                running.append(worker(through(folder, url), 50, 40, files[-1]))
+            time.sleep(0.5)
+            os.kill(chance.choice(running).pid, signal.SIGKILL)
+            running = [one for one in running if one.poll() is None]
+        for one in running:
+            one.wait(SOON_S * 5)
+        assert cutting.cuts > 20
+    told = [line.split() for file in files for line in file.read_text().splitlines() if not line.startswith("Traceback")]
+    time.sleep(21)  # what the killed ones held
+    committed, reserved = spent(url, told, limit)
+    assert reserved == 0
+    assert committed <= limit
+    assert sum(line[0] == "committed" for line in told) <= committed
+
+
+# --- a connection that is lost at each step ---------------------------------------------------------------------------
+
+STEPS: list[Any] = [
+    pytest.param(word, direction, verdict, id=f"{word.decode().split('.')[1]}-{name}")
+    for word in (b"tokenbudget.load", b"tokenbudget.append")
+    for name, direction, verdict in (
+        ("before it arrives", "to", lambda piece: 0),
+        ("in its midst", "to", lambda piece: len(piece) // 2),
+        ("before its answer", "from", lambda piece: 0),
+        ("in the midst of its answer", "from", lambda piece: len(piece) // 2),
+    )
+]
+
+
+@pytest.mark.parametrize(("word", "direction", "verdict"), STEPS)
+def test_what_was_cut_off_is_decided_once(word: bytes, direction: str, verdict: Any, url: str, tmp_path: Path) -> None:
+    """The caller notices nothing.
+
+    limit     100 tokens
+    reserve   60, cut off
+    commit    60, cut off
+    """
+    with way(tmp_path, postgres.server().folder, lambda _, __: None) as cutting:
+        with tbl.connect(through(tmp_path, url)) as ledger:
+            lab = ledger.budget("lab", tokens=100)
+            cutting.judge = at(word, direction, verdict)
+            held = lab.reserve_sync(tokens=60)
+            cutting.judge = at(word, direction, verdict)
+            held.commit(tokens=60).result()
+            assert (lab.balance.committed_tokens, lab.balance.reserved_tokens) == (60, 0)
+            kinds = [event.kind for event in ledger.desk.events(ledger.verify().events)]
+        assert kinds == ["created", "budget_set", "reserved", "committed"]
+        assert cutting.cuts == 2
+
+
+def test_who_waits_is_called_by_whoever_frees_something_elsewhere(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not only when it looks by itself.
+
+    limit     100 tokens
+    reserve   100, here
+    reserve   100, there, waits
+    rollback  here
+    """
+    monkeypatch.setattr(writer, "_LOOK_AGAIN_S", 60.0)
+    with tbl.connect(url) as here, tbl.connect(url) as there, ThreadPoolExecutor(1) as pool:
+        held = here.budget("lab", tokens=100).reserve_sync(tokens=100)
+        waiting = pool.submit(there.budget("lab").reserve_sync, tokens=100, wait=30)
+        name = url.partition("@/")[2].partition("?")[0]
+        postgres.wait_until(lambda: postgres.server().run("select 1 from tokenbudget.waiting", name))
+        began = time.monotonic()
+        held.rollback().result()
+        granted = waiting.result(timeout=20)
+        assert time.monotonic() - began < 5
+        assert granted.id != held.id
+
+
+def test_who_waits_looks_by_itself_where_nobody_can_call(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with engines that speak the protocol and have no LISTEN."""
+    monkeypatch.setattr(PostgresStore, "listen", lambda self, ring: None)
+    with tbl.connect(url) as here, tbl.connect(url) as there, ThreadPoolExecutor(1) as pool:
+        held = here.budget("lab", tokens=100).reserve_sync(tokens=100)
+        waiting = pool.submit(there.budget("lab").reserve_sync, tokens=100, wait=30)
+        time.sleep(0.2)
+        held.rollback().result()
+        assert waiting.result(timeout=10).id != held.id
+
+
+def test_two_ledgers_of_one_database_never_touch(url: str) -> None:
+    """The same budget in both, and no token of one in the other."""
+    other = postgres.ledger()
+    with tbl.connect(url) as one, tbl.connect(other) as two:
+        for ledger, tokens in ((one, 10), (two, 20)):
+            ledger.budget("lab", tokens=100).record(tokens=tokens).result()
+        assert [ledger.budget("lab").balance.committed_tokens for ledger in (one, two)] == [10, 20]
+        assert [ledger.verify().events for ledger in (one, two)] == [3, 3]
+        assert one.events().collect().height == 3
+
+
+def test_who_is_stopped_with_the_head_in_hand_is_thrown_out_and_the_others_go_on(url: str) -> None:
+    """A process that was stopped holds the head until the server ends its idle transaction; then others go on."""
+    with tbl.connect(url) as ledger:
+        ledger.budget("lab", tokens=100)
+        store = PostgresStore(url)
+        store._ask("set idle_in_transaction_session_timeout = '500ms'", ())
+        store._ask("begin; select 1 from tokenbudget.heads for no key update", ())
+        began = time.monotonic()
+        ledger.budget("lab").record(tokens=1).result()
+        assert 0.3 < time.monotonic() - began < 5
+        store.close()
+
+
+def test_a_server_that_is_started_again_is_waited_for(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What was acknowledged before is there, and what is asked for meanwhile is answered afterwards."""
+    postgres.server()  # there is PostgreSQL at all
+    folder = Path("/tmp") / f"tb-restart-{os.getpid()}"  # noqa: S108 - a path that is short enough for a socket
+    folder.mkdir()
+    server = postgres.Server(folder, {"max_connections": "20", "fsync": "off"})
+    try:
+        server.make()
+        with tbl.connect(server.url("tb_template")) as ledger:
+            lab = ledger.budget("lab", tokens=100)
+            lab.record(tokens=1).result()
+            server.stop()
+            receipt = lab.record(tokens=2)
+            time.sleep(0.3)
+            server.start()
+            receipt.result()
+            assert lab.balance.committed_tokens == 3
+            assert ledger.verify().events == 4
+        server.stop()
+    finally:
+        subprocess.run(["rm", "-rf", folder], check=True)
