@@ -24,7 +24,7 @@ wheel)
     ;;
 oldest)
     "$UV" pip install --quiet --python "$place/venv" --resolution lowest-direct --requirements pyproject.toml \
-        --group test --group kernels
+        --group test --group kernels --group postgres
     "$UV" pip install --quiet --python "$place/venv" --no-deps "$wheel"
     tests=(tests/smoke tests/test_behaviour.py tests/test_kernels.py)
     # Beside the others, each in a process of its own: the oldest jupyter-client leaves a ZeroMQ context behind.
@@ -39,7 +39,7 @@ esac
 # The tests and their settings, without the source.
 cp -R tests pyproject.toml "$place"
 cd "$place"
-echo "$1: $("$UV" pip list --quiet --python venv --format freeze | grep -E '^(anthropic|duckdb|polars|pyarrow|genai-prices|ipykernel)==' | tr '\n' ' ')"
+echo "$1: $("$UV" pip list --quiet --python venv --format freeze | grep -E '^(anthropic|duckdb|polars|pyarrow|genai-prices|ipykernel|psycopg)==' | tr '\n' ' ')"
 unset PYTHONPATH
 export PYTHONPYCACHEPREFIX=$place/pycache # gone with the rest
 each_apart() {

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from tokenbudget_lab import founding
@@ -80,6 +79,8 @@ class Server:
 
     def run(self, query: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """One statement as the superuser."""
+        import psycopg  # an extra, which the tests of the built wheel do without
+
         with psycopg.connect(f"host={self.folder} user={USER} dbname={database}", autocommit=True) as con:
             cursor = con.execute(query.encode())
             return cursor.fetchall() if cursor.description else []
