@@ -30,6 +30,8 @@ from tokenbudget_lab.stores.memory import MemoryStore
 from tokenbudget_lab.stores.postgres import PostgresStore
 
 WITH_A_CLOCK = ("memory", "duckdb", "postgres")
+# For a test of a module that otherwise names one store: what it claims must hold with the other address too.
+also_on_postgres = pytest.mark.parametrize("store", ["memory", "postgres"])
 # For its doctests, of which it has none, LiteLLM would be imported; it is run by its name.
 collect_ignore = ["litellm_calls.py"]
 
@@ -138,15 +140,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what asks for a ledger once per store.
 
     A keeper is a process that takes its time to start. Every test may run with one, but does so only in the soak; the promises
-    of `test_behaviour.py` are always kept through a keeper too. A module whose claims are none of a store's names one `STORE`.
+    of `test_behaviour.py` are always kept through a keeper too. A module whose claims are none of a store's names one `STORE`;
+    a test that is parametrised by `store` itself has those.
     """
-    if "store" not in metafunc.fixturenames:
+    if "store" not in metafunc.fixturenames or any(
+        mark.args[0] == "store" for mark in metafunc.definition.iter_markers("parametrize")
+    ):
         return
     stores: list[Any] = [metafunc.module.STORE] if hasattr(metafunc.module, "STORE") else list(WITH_A_CLOCK)
     if "clock" not in metafunc.fixturenames and len(stores) > 1:
         always = metafunc.module.__name__.endswith("test_behaviour")
         stores.append(pytest.param("keeper", marks=() if always else pytest.mark.soak))
     metafunc.parametrize("store", stores)
+
+
+@pytest.fixture
+def where(store: str, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty ledger, as anybody would write it; all but `memory` are open to other processes."""
+    if store != "keeper":
+        yield postgres.ledger() if store == "postgres" else ":memory:"
+        return
+    yield str(tmp_path / "spend.duckdb")
+    link.stop(place_of(tmp_path / "spend.duckdb"))
 
 
 @pytest.fixture

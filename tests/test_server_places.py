@@ -91,7 +91,7 @@ def test_what_is_not_there_is_missing_and_never_made(database: str) -> None:
     assert "no database of that name" in refused(server.url("no-such-database"), tbl.LedgerMissing)
     said = refused(database + "&ledger=mistyped", tbl.LedgerMissing)
     assert "'mistyped'" in said
-    assert "tokenbudget init" in said
+    assert f"tokenbudget init --ledger '{database}&ledger=mistyped'" in said
     server.run("drop schema tokenbudget cascade", name_of(database))
     assert "no schema" in refused(database, tbl.LedgerMissing)
     server.run("create schema tokenbudget; create table tokenbudget.meta (x text)", name_of(database))
