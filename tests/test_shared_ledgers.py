@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -146,6 +147,45 @@ def test_what_was_cut_off_is_decided_once(word: bytes, direction: str, verdict: 
             kinds = [event.kind for event in ledger.desk.events(ledger.verify().events)]
         assert kinds == ["created", "budget_set", "reserved", "committed"]
         assert cutting.cuts == 2
+
+
+def test_a_refusal_whose_answer_was_lost_is_kept_once(url: str, tmp_path: Path) -> None:
+    """The server has committed it; by its id it would not be found, as what was refused may be asked for again.
+
+    limit     100 tokens
+    reserve   200, refused, its answer is lost
+    """
+    with way(tmp_path, postgres.server().folder, lambda _, __: None) as cutting:
+        with tbl.connect(through(tmp_path, url)) as ledger:
+            lab = ledger.budget("lab", tokens=100)
+            cutting.judge = at(b"tokenbudget.append", "from", lambda piece: 0)
+            with pytest.raises(tbl.BudgetExceeded, match="200 tokens requested"):
+                lab.reserve_sync(tokens=200)
+            kinds = [event.kind for event in ledger.desk.events(ledger.verify().events)]
+        assert kinds == ["created", "budget_set", "refused"]
+        assert cutting.cuts == 1
+
+
+def test_refusals_that_were_only_counted_outlive_a_lost_connection(url: str, tmp_path: Path) -> None:
+    """The first of a minute is written, the others are counted, and their number is written later.
+
+    limit     100 tokens
+    reserve   200, refused, 5 times
+    record    1, its connection is lost
+    """
+    with way(tmp_path, postgres.server().folder, lambda _, __: None) as cutting:
+        with tbl.connect(through(tmp_path, url)) as ledger:
+            lab = ledger.budget("lab", tokens=100)
+            for n in range(5):
+                if n == 3:
+                    cutting.judge = at(b"tokenbudget.append", "to", lambda piece: 0)
+                    lab.record(tokens=1).result()
+                with pytest.raises(tbl.BudgetExceeded):
+                    lab.reserve_sync(tokens=200)
+        assert cutting.cuts == 1
+    with tbl.connect(url) as ledger:
+        events = [event for event in ledger.desk.events(ledger.verify().events) if event.kind == "refused"]
+    assert sum(json.loads(event.detail or "")["count"] for event in events) == 5
 
 
 def test_who_waits_is_called_by_whoever_frees_something_elsewhere(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

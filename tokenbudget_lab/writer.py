@@ -168,6 +168,8 @@ class Writer:
         state = self.store.snapshot() or State()
         if self.store.shared:
             self.decisions = Decisions(state, self.ids)
+            if self.sharing is not None:
+                self.decisions.refusals = self.sharing.decisions.refusals
             self.sharing = Sharing(cast("SharedStore", self.store), self.decisions)
             self._broken = False
             return
@@ -364,7 +366,7 @@ class Writer:
         deadline = time.monotonic() + _PATIENCE_S
         for attempt in range(_ATTEMPTS):
             answered: list[Ticket] = []
-            ts = self._now
+            ts, refusals = self._now, {of: [*seen] for of, seen in self.decisions.refusals.items()}
             try:
                 if self._broken:
                     self.store.reopen()
@@ -381,6 +383,7 @@ class Writer:
                 asked, stands = self._ask_again(batch, answered)
                 if stands:
                     return [*{id(ticket): ticket for ticket in answered}.values()]
+                self.decisions.refusals = refusals
                 last = attempt + 1 == _ATTEMPTS or time.monotonic() > deadline
                 if not isinstance(error, ServerLost) or last or not asked:
                     return self._told(asked, error, ts)
