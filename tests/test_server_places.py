@@ -164,6 +164,21 @@ def test_not_even_the_owner_changes_an_event(change: str, database: str) -> None
         postgres.server().run(change, name_of(database))
 
 
+@pytest.mark.parametrize("events", [20, 2_500])
+def test_an_event_that_was_changed_is_found_by_verify(events: int, database: str) -> None:
+    """By who may do it, with the triggers off; in a short log and in a long one, which are read in different ways."""
+    server, name = postgres.server(), name_of(database)
+    with tbl.connect(database) as ledger:
+        lab = ledger.budget("lab", tokens=10_000)
+        for receipt in [lab.record(tokens=1) for _ in range(events)]:
+            receipt.result()
+        assert ledger.verify().events == events + 2
+        server.run("alter table tokenbudget.log disable trigger all", name)
+        server.run("update tokenbudget.log set tokens = 2 where seq = 11", name)
+        with pytest.raises(tbl.LedgerCorrupt, match="event 11"):
+            ledger.verify()
+
+
 def test_rows_that_are_not_what_the_log_amounts_to_are_found_by_verify(database: str) -> None:
     """Somebody with the rights has made room in a budget."""
     with tbl.connect(database) as ledger:
