@@ -151,6 +151,16 @@ def test_what_was_cut_off_is_decided_once(word: bytes, direction: str, verdict: 
         assert cutting.cuts == 2
 
 
+@pytest.mark.parametrize(("word", "direction", "verdict"), STEPS)
+def test_a_ledger_whose_opening_was_cut_off_is_begun_once(
+    word: bytes, direction: str, verdict: Any, url: str, tmp_path: Path
+) -> None:
+    with way(tmp_path, postgres.server().folder, at(word, direction, verdict)) as cutting:
+        with tbl.connect(through(tmp_path, url)) as ledger:
+            assert [event.kind for event in ledger.desk.events(ledger.verify().events)] == ["created"]
+        assert cutting.cuts == 1
+
+
 def test_a_refusal_whose_answer_was_lost_is_kept_once(url: str, tmp_path: Path) -> None:
     """The server has committed it; by its id it would not be found, as what was refused may be asked for again.
 
