@@ -1,9 +1,10 @@
 """Many machines on one PostgreSQL ledger: `python benchmarks/postgres.py`; `make bench` runs it too.
 
 Clients are processes of this machine, each with 50 tasks that reserve and commit, against one budget below another. Beside
-them stand the naive way, with one transaction per step that locks the budget's rows by `SELECT … FOR UPDATE`, and pgbench's
-own rate for a transaction that inserts one row: what this server and its disk can do at all. It starts a server of its own, in
-a temporary folder, that waits for the disk (`fsync=on`, `synchronous_commit=on`).
+them stand the naive way, with one transaction per step that locks the budget's rows by `SELECT … FOR UPDATE` and a connection
+for each task, as far as the server has them; pgbench's own rate for a transaction that inserts one row: what this server and
+its disk can do at all; and how long that takes one caller over one connection of psycopg, a bare round trip with commit. It
+starts a server of its own, in a temporary folder, that waits for the disk (`fsync=on`, `synchronous_commit=on`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from tests import postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS, TASKS = (1, 4, 16, 64), 50
-WIDTHS = (9, 8, 8, 9, 7, 8, 12)
+CONNECTIONS = 400  # of the naive way, in all: as many as a server of this size may be asked for
+WIDTHS = (9, 8, 8, 6, 9, 7, 8, 12)
 NAIVE = """
 create table budgets (name text primary key, spent bigint, held bigint, cap bigint);
 insert into budgets values ('lab', 0, 0, 1000000000), ('lab/study', 0, 0, 1000000000);
@@ -55,7 +57,6 @@ THEIRS = """
 import asyncio, sys, time, uuid, threading
 import psycopg
 
-# One connection per process, and its tasks one after another on it: more connections than cores only wait for the same rows.
 def step(con, kind, spent, held):
     with con.transaction():
         query = "select spent + held, cap from budgets where name in ('lab', 'lab/study') order by name for update"
@@ -65,15 +66,35 @@ def step(con, kind, spent, held):
         con.execute("insert into steps (id, kind, amount) values (%s, %s, %s)", (uuid.uuid4(), kind, 1))
 
 times = []
-con = psycopg.connect(sys.argv[1], autocommit=True)
-step(con, "warm", 0, 0)
+end = None
+
+def task(con):
+    while time.monotonic() < end:
+        began = time.perf_counter(); step(con, "reserved", 0, 1)
+        middle = time.perf_counter(); step(con, "committed", 1, -1)
+        times.extend((middle - began, time.perf_counter() - middle))
+
+connections = [psycopg.connect(sys.argv[1], autocommit=True) for _ in range(int(sys.argv[2]))]
+for con in connections: step(con, "warm", 0, 0)
 print("ready", flush=True); sys.stdin.readline()
 end = time.monotonic() + float(sys.argv[3])
-while time.monotonic() < end:
-    began = time.perf_counter(); step(con, "reserved", 0, 1)
-    middle = time.perf_counter(); step(con, "committed", 1, -1)
-    times.extend((middle - began, time.perf_counter() - middle))
-con.close()
+tasks = [threading.Thread(target=task, args=(con,)) for con in connections]
+for one in tasks: one.start()
+for one in tasks: one.join()
+for con in connections: con.close()
+print(*(round(t * 1e6) for t in times))
+"""
+BARE = """
+import sys, time
+import psycopg
+
+times = []
+with psycopg.connect(sys.argv[1], autocommit=True) as con:
+    print("ready", flush=True); sys.stdin.readline()
+    end = time.monotonic() + float(sys.argv[3])
+    while time.monotonic() < end:
+        began = time.perf_counter(); con.execute("insert into one (body) values (repeat('x', 600))")
+        times.append(time.perf_counter() - began)
 print(*(round(t * 1e6) for t in times))
 """
 
@@ -122,7 +143,8 @@ def main() -> None:
         print("no PostgreSQL server here: apt-get install postgresql")
         return
     with tempfile.TemporaryDirectory(prefix="tb-bench-") as folder:
-        settings = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on", "shared_buffers": "256MB"}
+        settings = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on", "shared_buffers": "256MB",
+                    "max_connections": str(CONNECTIONS + 100)}  # fmt: skip
         server = postgres.Server(Path(folder), settings)
         server.make()
         try:
@@ -135,7 +157,8 @@ def measure(server: postgres.Server, counts: list[int], seconds: float) -> None:
     """One line for each number of clients."""
     server.run("create database naive")
     server.run(NAIVE, "naive")
-    heads = ("pairs/s", "p50 ms", "p99 ms", "naive/s", "p50 ms", "p99 ms", "pgbench tps")
+    naive = f"host={server.folder} user={postgres.USER} dbname=naive"
+    heads = ("pairs/s", "p50 ms", "p99 ms", "conns", "naive/s", "p50 ms", "p99 ms", "pgbench tps")
     print(f"{'clients':>8} {'tasks':>6}", *(f"{head:>{width}}" for head, width in zip(heads, WIDTHS, strict=True)))
     runs = [(1, 1), *((count, TASKS) for count in counts)]
     for number, (clients, tasks) in enumerate(runs):
@@ -146,13 +169,19 @@ def measure(server: postgres.Server, counts: list[int], seconds: float) -> None:
             ledger.budget("lab", tokens=10**9)
             ledger.budget("lab/study", tokens=10**9)
         ours = race(OURS, url, clients, tasks, seconds)
-        theirs = race(THEIRS, f"host={server.folder} user={postgres.USER} dbname=naive", clients, tasks, seconds)
+        connections = min(tasks, CONNECTIONS // clients)
+        theirs = race(THEIRS, naive, clients, connections, seconds)
         plain = pgbench(server, clients, seconds)
         print(
-            f"{clients:>8} {tasks:>6} {ours[0]:>9,.0f} {ours[1]:>8.1f} {ours[2]:>8.1f} {theirs[0]:>9,.0f} {theirs[1]:>7.1f} "
-            f"{theirs[2]:>8.1f} {plain:>12,.0f}",
+            f"{clients:>8} {tasks:>6} {ours[0]:>9,.0f} {ours[1]:>8.1f} {ours[2]:>8.1f} {clients * connections:>6} "
+            f"{theirs[0]:>9,.0f} {theirs[1]:>7.1f} {theirs[2]:>8.1f} {plain:>12,.0f}",
             flush=True,
         )
+        if tasks == 1:
+            _, middle, late = race(BARE, naive, 1, 1, seconds)
+            print(
+                f"a bare round trip with commit: p50 {middle:.1f} ms, p99 {late:.1f} ms; ours alone: {ours[2] / late:.1f} times"
+            )
         with tbl.connect(url) as ledger:
             ledger.verify()
 

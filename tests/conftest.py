@@ -30,6 +30,9 @@ from tokenbudget_lab.stores.memory import MemoryStore
 from tokenbudget_lab.stores.postgres import PostgresStore
 
 WITH_A_CLOCK = ("memory", "duckdb", "postgres")
+ON_ONE_MACHINE = ("memory", "duckdb")
+# For a test of a module that names its stores: what it claims is tried with a server's address too.
+also_on_postgres = pytest.mark.also_on("postgres")
 # For its doctests, of which it has none, LiteLLM would be imported; it is run by its name.
 collect_ignore = ["litellm_calls.py"]
 
@@ -37,6 +40,7 @@ collect_ignore = ["litellm_calls.py"]
 def pytest_configure(config: pytest.Config) -> None:
     """One seed for all processes of a run: `TOKENBUDGET_SEED`, else any; and no prices but the catalogue's."""
     os.environ.setdefault("TOKENBUDGET_SEED", str(random.randrange(10**9)))
+    config.addinivalue_line("markers", "also_on(store): runs with this store too, though its module does not name it")
     os.environ["TOKENBUDGET_PRICES"] = "off"  # the prices of whoever runs the tests are none of theirs
 
 
@@ -138,15 +142,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what asks for a ledger once per store.
 
     A keeper is a process that takes its time to start. Every test may run with one, but does so only in the soak; the promises
-    of `test_behaviour.py` are always kept through a keeper too. A module whose claims are none of a store's names one `STORE`.
+    of `test_behaviour.py` are always kept through a keeper too. A module whose claims are none of a store's names one `STORE`;
+    one that comes to a store only by what others have tried on each names its `STORES`, and a few of its tests are marked
+    `also_on_postgres`. A test that is parametrised by `store` itself has those.
     """
-    if "store" not in metafunc.fixturenames:
+    if "store" not in metafunc.fixturenames or any(
+        mark.args[0] == "store" for mark in metafunc.definition.iter_markers("parametrize")
+    ):
         return
-    stores: list[Any] = [metafunc.module.STORE] if hasattr(metafunc.module, "STORE") else list(WITH_A_CLOCK)
-    if "clock" not in metafunc.fixturenames and len(stores) > 1:
+    one = getattr(metafunc.module, "STORE", None)
+    stores: list[Any] = [one] if one else list(getattr(metafunc.module, "STORES", WITH_A_CLOCK))
+    stores += [mark.args[0] for mark in metafunc.definition.iter_markers("also_on")]
+    if "clock" not in metafunc.fixturenames and not one:
         always = metafunc.module.__name__.endswith("test_behaviour")
         stores.append(pytest.param("keeper", marks=() if always else pytest.mark.soak))
     metafunc.parametrize("store", stores)
+
+
+@pytest.fixture
+def where(store: str, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty ledger, as anybody would write it; all but `memory` are open to other processes."""
+    if store != "keeper":
+        yield postgres.ledger() if store == "postgres" else ":memory:"
+        return
+    yield str(tmp_path / "spend.duckdb")
+    link.stop(place_of(tmp_path / "spend.duckdb"))
 
 
 @pytest.fixture

@@ -69,6 +69,23 @@ class Server:
         log = self.folder / "log"
         _as_user(self.bin / "pg_ctl", "-D", self.folder / "data", "-w", "-t", "30", "-l", log, "-o", options, "start")
 
+    def standby(self, folder: Path) -> Server:
+        """Another server, in a new folder, that follows this one and takes no writes."""
+        folder.mkdir()
+        other = Server(folder, self.settings)
+        if os.getuid() == 0:
+            shutil.chown(folder, USER, USER)
+        folder.chmod(0o755)
+        _as_user(
+            self.bin / "pg_basebackup", "-h", self.folder, "-U", USER, "-D", folder / "data", "-R", "-c", "fast", "--no-sync"
+        )
+        other.start()
+        return other
+
+    def promote(self) -> None:
+        """Of a standby: from now on it takes writes."""
+        _as_user(self.bin / "pg_ctl", "-D", self.folder / "data", "-w", "promote")
+
     def stop(self, mode: str = "immediate") -> None:
         """At once."""
         _as_user(self.bin / "pg_ctl", "-D", self.folder / "data", "-w", "-m", mode, "stop")

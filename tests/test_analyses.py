@@ -22,9 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenbudget_lab as tbl
-from tests.conftest import Clock
+from tests.conftest import ON_ONE_MACHINE, Clock, also_on_postgres
 from tests.provider import Provider, failed
 from tests.test_replay import azure  # noqa: F401 - a fixture
+
+STORES = ON_ONE_MACHINE
 
 HOUR_S = 3600
 ANY: Callable[[Any], Any] = lambda value: value  # noqa: E731 - what the types would refuse
@@ -235,6 +237,7 @@ def test_what_has_no_pace_is_named(ledger: tbl.Ledger, analysis: Callable[..., A
 # --- what it bought ----------------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_conditions_stand_side_by_side(ledger: tbl.Ledger) -> None:
     """By call, and by item, whose calls are summed first.
 
@@ -546,6 +549,7 @@ def day(azure: Path, request: pytest.FixtureRequest) -> list[tuple[str, int, int
     ]
 
 
+@also_on_postgres
 def test_totals_of_a_recorded_day_are_those_of_plain_sql_and_of_the_file(
     ledger: tbl.Ledger, day: list[tuple[str, int, int, str]]
 ) -> None:

@@ -13,11 +13,13 @@ import anthropic
 import pytest
 
 import tokenbudget_lab as tbl
-from tests.conftest import Home, Log
+from tests.conftest import ON_ONE_MACHINE, Home, Log, also_on_postgres
 from tests.processes import said_before_killed
 from tests.provider import Answer, Provider, failed
 from tokenbudget_lab import link
 from tokenbudget_lab.place import place_of
+
+STORES = ON_ONE_MACHINE
 
 MODEL = "claude-haiku-5-5"
 
@@ -84,6 +86,7 @@ def test_results_settle_while_they_are_read_and_the_rest_is_given_back(
     assert log.kinds.count("part_committed") == 6
 
 
+@also_on_postgres
 def test_results_that_are_read_twice_count_once(ledger: tbl.Ledger, plain: Any, provider: Provider, log: Log) -> None:
     client = tbl.instrument(plain, ledger.budget("study", usd=1))
     sent = client.messages.batches.create(requests=requests(5))
@@ -235,6 +238,7 @@ def test_a_batch_of_which_a_gateway_gave_up_the_answer_stays_held(ledger: tbl.Le
     assert [each.name for each in ledger.batches()] == [None]
 
 
+@also_on_postgres
 def test_a_batch_whose_answer_was_lost_stays_held_until_somebody_says_what_became_of_it(
     ledger: tbl.Ledger, plain: Any, provider: Provider
 ) -> None:

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenbudget_lab as tbl
-from tests.conftest import Clock
+from tests.conftest import ON_ONE_MACHINE, Clock, also_on_postgres
 from tokenbudget_lab.commands import Commit, GetEntry
 from tokenbudget_lab.stores.memory import MemoryStore
+
+STORES = ON_ONE_MACHINE
 
 ONE_CENT = 10**10  # pico-dollars
 
@@ -81,6 +83,7 @@ def test_a_call_without_a_commit_costs_what_was_counted_for_it(
 
 
 @pytest.mark.parametrize("if_lost", ["count", "release"])
+@also_on_postgres
 def test_a_late_commit_is_what_counts(ledger: tbl.Ledger, clock: Clock, if_lost: Any) -> None:
     """It replaces what the expiry counted, and what was adjusted meanwhile.
 
@@ -103,6 +106,7 @@ def test_a_late_commit_is_what_counts(ledger: tbl.Ledger, clock: Clock, if_lost:
     assert lab.balance.committed_usd == Decimal("0.4")
 
 
+@also_on_postgres
 def test_an_adjustment_replaces_the_amounts_that_it_names(ledger: tbl.Ledger) -> None:
     """The tokens stay; the last of two adjustments counts."""
     lab = ledger.budget("lab", usd=10)
@@ -153,6 +157,7 @@ def test_what_has_no_other_moment_was_spent_when_it_was_reserved(ledger: tbl.Led
     assert only_call(ledger)["spent_at"] == clock.now
 
 
+@also_on_postgres
 def test_the_parts_of_a_batch_add_up(ledger: tbl.Ledger) -> None:
     """A batch holds a dollar; two items are committed, then the rest, and then the invoice comes.
 
@@ -184,6 +189,7 @@ def test_the_parts_of_a_batch_add_up(ledger: tbl.Ledger) -> None:
     assert lab.balance.committed_usd == Decimal("0.55")
 
 
+@also_on_postgres
 def test_what_is_left_of_a_batch_is_counted_or_given_back(ledger: tbl.Ledger) -> None:
     """The item that is known stays counted, whatever becomes of the rest."""
     lab = ledger.budget("lab", usd=10)

@@ -7,24 +7,25 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.conftest import also_on_postgres
 from tests.test_gauge import GRACE_S, HOSTILE, Page, until
-from tokenbudget_lab import link, overseeing
+from tokenbudget_lab import overseeing
 from tokenbudget_lab.overseeing import Sight
 from tokenbudget_lab.overview import Label, overview
 from tokenbudget_lab.panels import MOST_BUDGETS, dashboard_html, own_limits, parts_of
-from tokenbudget_lab.place import place_of
 from tokenbudget_lab.widgets.forms import Form
 from tokenbudget_lab.widgets.raising import REASON, carry_out, planned
 
+STORE = "memory"
+
 
 @pytest.fixture
-def ledger() -> Iterator[tbl.Ledger]:
-    with tbl.connect(":memory:") as ledger:
+def ledger(where: str) -> Iterator[tbl.Ledger]:
+    with tbl.connect(where) as ledger:
         yield ledger
 
 
@@ -54,6 +55,7 @@ def page(ledger: tbl.Ledger, by: Label | None = None) -> Page:
 # --- what it looks like --------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_it_tells_budgets_and_what_they_come_to(ledger: tbl.Ledger, study: tbl.Budget) -> None:
     shown = page(ledger)
     (meter,) = shown.meters
@@ -61,6 +63,7 @@ def test_it_tells_budgets_and_what_they_come_to(ledger: tbl.Ledger, study: tbl.B
     assert "3.1000 USD spent · 2 calls · 1 in flight" in shown.text
 
 
+@also_on_postgres
 def test_it_tells_what_runs_and_what_was_refused(ledger: tbl.Ledger, study: tbl.Budget) -> None:
     text = page(ledger).text
     assert all(said in text for said in ("gpt-5", "$0.8000", "$9.00 requested, $1.10 of $5.00 left"))
@@ -204,23 +207,18 @@ def test_its_threads_end_with_it(ledger: tbl.Ledger, study: tbl.Budget) -> None:
     assert (len(looking), ledger.before_close) == (40, [])
 
 
-def test_what_another_process_spends_is_seen_within_a_second(tmp_path: Path) -> None:
-    """Two connections to one keeper, one of them another process, which says when it had its answer."""
+@pytest.mark.parametrize("store", ["keeper", "postgres"])
+def test_what_another_process_spends_is_seen_within_a_second(where: str) -> None:
+    """Two connections to one keeper or server, one of them another process, which says when it had its answer."""
     spend = "import sys, time, tokenbudget_lab as tbl\nwith tbl.connect(sys.argv[1]) as ledger:\n"
     spend += "    ledger.budget('study').record(usd='0.25').result()\n    print(time.time())"
-    path = tmp_path / "spend.duckdb"
-    try:
-        with tbl.connect(path) as ledger:
-            ledger.budget("study", usd=1)
-            with tbl.dashboard(ledger) as dashboard:
-                done = subprocess.run(
-                    [sys.executable, "-c", spend, path], capture_output=True, text=True, timeout=60, check=True
-                )
-                until(lambda: str(dashboard._sight.balances[0].committed_usd) == "0.25")
-                assert dashboard._sight.at.timestamp() - float(done.stdout) < 1
-                until(lambda: dashboard._sight.calls is not None and dashboard._sight.calls.total["calls"] == 1)
-    finally:
-        link.stop(place_of(path))
+    with tbl.connect(where) as ledger:
+        ledger.budget("study", usd=1)
+        with tbl.dashboard(ledger) as dashboard:
+            done = subprocess.run([sys.executable, "-c", spend, where], capture_output=True, text=True, timeout=60, check=True)
+            until(lambda: str(dashboard._sight.balances[0].committed_usd) == "0.25")
+            assert dashboard._sight.at.timestamp() - float(done.stdout) < 1
+            until(lambda: dashboard._sight.calls is not None and dashboard._sight.calls.total["calls"] == 1)
 
 
 def test_a_ledger_that_goes_away_keeps_its_last_values_and_says_why(ledger: tbl.Ledger, study: tbl.Budget) -> None:
@@ -278,6 +276,7 @@ def limits_set(ledger: tbl.Ledger) -> list[str]:
     return [row["detail"] for row in events.iter_rows(named=True) if row["kind"] == "budget_set"][1:]
 
 
+@also_on_postgres
 def test_a_limit_is_raised_by_an_event_that_says_where(ledger: tbl.Ledger, study: tbl.Budget) -> None:
     (limit,) = own_limits(ledger.budgets())
     plan = planned(ledger, limit, " $8.50 ")

@@ -6,18 +6,24 @@ import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 import tokenbudget_lab as tbl
+from tests import postgres
 from tokenbudget_lab import study
 
+pytestmark = pytest.mark.xdist_group("demo")  # one demo for all of them, and one per store
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> study.Study:
+
+@pytest.fixture(scope="module", params=["duckdb", "postgres"])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> study.Study:
+    folder = tmp_path_factory.mktemp("demo")
+    where = postgres.ledger() if request.param == "postgres" else str(folder / "demo.duckdb")
     with Console(record=True, width=80).capture() as _:
-        return study.run(Console(quiet=True), str(tmp_path_factory.mktemp("demo") / "demo.duckdb"), embedded=True)
+        return study.run(Console(quiet=True), where, embedded=True)
 
 
 def test_the_study_ends_within_its_caps_and_is_refused_when_the_money_is_gone(report: study.Study) -> None:
@@ -62,6 +68,24 @@ def test_the_closing_screen_fits_a_terminal_and_says_what_to_do_next(report: stu
     assert [line.split()[1] for line in lines if line.startswith("  tokenbudget")] == ["status", "report", "sql", "verify"]
 
 
+def test_an_address_with_a_password_is_in_no_list_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that is killed is told it, and not among its arguments."""
+    told: list[str] = []
+
+    class Told(subprocess.Popen[str]):
+        def __init__(self, command: list[str], **options: Any) -> None:
+            told.extend(command)
+            super().__init__(command, **options)
+
+    url = postgres.ledger().replace("postgres@", "postgres:hunter2@")
+    with tbl.connect(url) as ledger:
+        study._budgets(ledger)
+    monkeypatch.setattr(subprocess, "Popen", Told)
+    assert "held $0.0053" in study._crash(url, embedded=False)
+    assert told
+    assert "hunter2" not in "".join(told)
+
+
 def test_the_command_shows_the_balance_moving_in_plain_lines(tmp_path: Path) -> None:
     """Through the keeper, in a process of its own, without a terminal."""
     code = "from tokenbudget_lab.cli import app; app()"
@@ -73,6 +97,7 @@ def test_the_command_shows_the_balance_moving_in_plain_lines(tmp_path: Path) -> 
     assert "\x1b" not in done.stderr
 
 
+@pytest.mark.parametrize("report", ["duckdb"], indirect=True)
 def test_a_second_demo_goes_on_with_what_the_first_one_left(
     report: study.Study, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

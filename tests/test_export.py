@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tokenbudget_lab as tbl
-from tests.conftest import Clock
+from tests.conftest import ON_ONE_MACHINE, Clock, also_on_postgres
 from tokenbudget_lab import exporting, exports, frames, heads
 from tokenbudget_lab.cli.entry import app
 from tokenbudget_lab.events import Event, chained, still_broken, to_detail
@@ -26,6 +26,8 @@ from tokenbudget_lab.place import place_of
 from tokenbudget_lab.recovery import log_of
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
+
+STORES = ON_ONE_MACHINE
 
 FRAMES = ("events", "calls", "reservations", "balances")
 
@@ -63,6 +65,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 # --- what it is ------------------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_an_export_has_the_frames_of_its_ledger(ledger: tbl.Ledger, folder: Path) -> None:
     """The very same: types, order, nulls, money to the last decimal, instants in UTC, hashes and tags."""
     spend(ledger)
@@ -141,6 +144,7 @@ def test_what_is_written_is_for_its_user_alone(small: tbl.Ledger, folder: Path) 
 # --- how it grows ----------------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_the_next_export_adds_what_is_new_and_touches_nothing_else(ledger: tbl.Ledger, folder: Path) -> None:
     spend(ledger)
     first = ledger.export(folder)

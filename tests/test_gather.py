@@ -20,6 +20,7 @@ import anthropic
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.conftest import also_on_postgres
 from tests.provider import Provider, failed
 from tokenbudget_lab import money_bar
 from tokenbudget_lab import progress as progress_bars
@@ -189,6 +190,7 @@ def test_a_call_sees_its_callers_context_and_keeps_its_own() -> None:
 # --- refusals and errors ---------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_a_refusal_stands_in_its_place_and_the_others_are_made(study: Study) -> None:
     """It is too large; what comes behind it is not.
 
@@ -321,6 +323,7 @@ def test_a_task_that_runs_already_is_waited_for_when_it_stops() -> None:
 # --- broken off ------------------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_cancelled_half_way_what_has_finished_is_kept_and_nothing_is_held(study: Study) -> None:
     """Three are answered, two are in flight, five have not begun.
 
@@ -490,6 +493,7 @@ def test_ctrl_c_leaves_what_was_paid_and_holds_nothing() -> None:
 # --- again -----------------------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_after_a_crash_only_the_missing_calls_are_made(ledger: tbl.Ledger) -> None:
     """The refused ones are tried again, the paid ones are not.
 

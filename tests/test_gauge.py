@@ -9,18 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 import tokenbudget_lab as tbl
-from tests.conftest import Clock
-from tokenbudget_lab import link, watching
+from tests.conftest import Clock, also_on_postgres
+from tokenbudget_lab import watching
 from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.meters import Outlook, gauge_html
-from tokenbudget_lab.place import place_of
 from tokenbudget_lab.stores.memory import MemoryStore
 
+STORE = "memory"
 GRACE_S = 20.0
 
 
@@ -57,8 +56,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def ledger() -> Iterator[tbl.Ledger]:
-    with tbl.connect(":memory:") as ledger:
+def ledger(where: str) -> Iterator[tbl.Ledger]:
+    with tbl.connect(where) as ledger:
         yield ledger
 
 
@@ -82,6 +81,7 @@ def until(true: Callable[[], bool]) -> None:
 # --- what it looks like --------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_a_meter_says_its_amounts_in_a_full_sentence(study: tbl.Budget) -> None:
     (meter,) = Page(gauge_html(study.balance)).meters
     assert meter["aria-valuetext"] == "Budget study: $3.10 committed and $0.80 held, $1.10 of $5.00 left."
@@ -256,6 +256,7 @@ def test_the_thread_that_looks_ends_with_the_last_gauge(study: tbl.Budget) -> No
     assert (len(looking), study.ledger.before_close) == (1, [])
 
 
+@also_on_postgres
 def test_a_gauge_after_the_last_one_was_closed_is_looked_for_again(study: tbl.Budget) -> None:
     tbl.gauge(study).close()
     with tbl.gauge(study) as gauge:
@@ -263,20 +264,18 @@ def test_a_gauge_after_the_last_one_was_closed_is_looked_for_again(study: tbl.Bu
         until(lambda: str(gauge.balance.committed_usd) == "3.35")
 
 
-def test_what_another_process_spends_is_seen_within_a_second(tmp_path: Path) -> None:
-    """Two connections to one keeper, one of them another process, which says when it had its answer."""
+@pytest.mark.parametrize("store", ["keeper", "postgres"])
+def test_what_another_process_spends_is_seen_within_a_second(where: str) -> None:
+    """Two connections to one keeper or server, one of them another process, which says when it had its answer."""
     spend = "import sys, time, tokenbudget_lab as tbl\nwith tbl.connect(sys.argv[1]) as ledger:\n"
     spend += "    ledger.budget('study').record(usd='0.25').result()\n    print(time.time())"
-    path = tmp_path / "spend.duckdb"
-    try:
-        with tbl.connect(path) as ledger, tbl.gauge(ledger.budget("study", usd=1)) as gauge:
-            done = subprocess.run([sys.executable, "-c", spend, path], capture_output=True, text=True, timeout=60, check=True)
-            until(lambda: str(gauge.balance.committed_usd) == "0.25")
-            assert gauge.balance.at.timestamp() - float(done.stdout) < 1
-    finally:
-        link.stop(place_of(path))
+    with tbl.connect(where) as ledger, tbl.gauge(ledger.budget("study", usd=1)) as gauge:
+        done = subprocess.run([sys.executable, "-c", spend, where], capture_output=True, text=True, timeout=60, check=True)
+        until(lambda: str(gauge.balance.committed_usd) == "0.25")
+        assert gauge.balance.at.timestamp() - float(done.stdout) < 1
 
 
+@also_on_postgres
 def test_a_budget_that_cannot_be_read_any_more_keeps_its_last_value_and_says_why(study: tbl.Budget) -> None:
     """Its ledger goes away under it: the writer takes no more."""
     gauge = tbl.gauge(study)

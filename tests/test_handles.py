@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 import tokenbudget_lab as tbl
-from tests.conftest import Log
+from tests.conftest import ON_ONE_MACHINE, Log, also_on_postgres
+
+STORES = ON_ONE_MACHINE
 
 # --- asked for -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["with", "async with", "await", "reserve_sync", "reserve_sync in a loop", "with in a loop"])
+@also_on_postgres
 def test_there_are_four_ways_to_the_same_reservation(ledger: tbl.Ledger, log: Log, way: str) -> None:
     """Each holds, and each can commit.
 
@@ -127,6 +130,7 @@ def test_a_reserve_says_what_it_holds(ledger: tbl.Ledger) -> None:
         ({"model": "m", "tokens": 300, "if_lost": "release"}, "released"),
     ],
 )
+@also_on_postgres
 def test_a_block_that_is_left_by_an_error_has_lost_its_call(
     ledger: tbl.Ledger, log: Log, what: dict[str, Any], state: str, *, asynchronous: bool
 ) -> None:

@@ -16,6 +16,7 @@ import anthropic
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.conftest import also_on_postgres
 from tests.provider import Answer, Provider, failed
 from tests.settling import settled
 from tokenbudget_lab import lengths, link
@@ -44,6 +45,7 @@ def ask(client: anthropic.Anthropic, **more: Any) -> Any:
     return client.messages.create(**{"model": MODEL, "max_tokens": 64, "messages": ASK, **more})
 
 
+@also_on_postgres
 def test_a_call_is_reserved_before_it_is_sent_and_committed_with_what_it_used(
     client: Any, log: Any, provider: Provider
 ) -> None:
@@ -65,6 +67,7 @@ def test_a_client_keeps_its_type_and_its_connections(study: tbl.Budget, plain: P
     ask(under)
 
 
+@also_on_postgres
 def test_what_does_not_fit_is_not_sent(ledger: tbl.Ledger, provider: Provider, plain: Plain) -> None:
     poor = tbl.instrument(plain(), ledger.budget("poor", usd="0.000001"))
     with pytest.raises(tbl.BudgetExceeded, match=r"of \$0\.000001") as refused:
@@ -93,6 +96,7 @@ def test_a_refusal_is_not_retried_although_another_middleware_was_handling_an_er
     assert not provider.asked
 
 
+@also_on_postgres
 def test_each_attempt_has_a_reservation_of_its_own(study: tbl.Budget, log: Any, provider: Provider, plain: Plain) -> None:
     """429 and 529 are refusals: what they held is given back; the third attempt is paid."""
     provider.script(failed(429, retry_after=0), failed(529, retry_after=0))

@@ -14,6 +14,7 @@ import openai
 import pytest
 
 import tokenbudget_lab as tbl
+from tests.conftest import also_on_postgres
 from tests.provider import Answer, Provider, Used, failed
 from tests.settling import priced, settled, usd
 
@@ -49,6 +50,7 @@ def usages(chunks: Any) -> list[Any]:
 # --- chat -------------------------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_a_call_is_reserved_before_it_is_sent_and_committed_with_what_it_used(
     client: Any, log: Any, provider: Provider
 ) -> None:

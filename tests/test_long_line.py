@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import pytest
 
 import tokenbudget_lab as tbl
-from tests.conftest import Clock
+from tests.conftest import ON_ONE_MACHINE, Clock, also_on_postgres
 from tokenbudget_lab.commands import Cancel, CloseBudget, GetHead, Reserve, Rollback, SetBudget, SetLimit
 from tokenbudget_lab.decide import Decisions
 from tokenbudget_lab.desk import DirectBox, Ticket
@@ -20,6 +20,8 @@ from tokenbudget_lab.ids import new_id
 from tokenbudget_lab.line import Line, Waiter
 from tokenbudget_lab.state import State
 from tokenbudget_lab.writer import Writer
+
+STORES = ON_ONE_MACHINE
 
 MANY = 10_000
 HOUR_US = 3_600_000_000
@@ -185,6 +187,7 @@ def test_each_midnight_lets_the_next_in(ledger: tbl.Ledger, clock: Clock) -> Non
     assert not writer.line
 
 
+@also_on_postgres
 def test_a_large_one_at_the_head_starves_nobody_and_does_not_starve_when_all_is_free(ledger: tbl.Ledger) -> None:
     """Those behind it that fit are served; it is served as soon as it fits.
 
@@ -211,6 +214,7 @@ def test_a_large_one_at_the_head_starves_nobody_and_does_not_starve_when_all_is_
     assert large.error is None
 
 
+@also_on_postgres
 def test_a_close_tells_all_of_the_subtree_and_nobody_else(ledger: tbl.Ledger) -> None:
     writer, box = desk_of(ledger), DirectBox(None)
     for name in ("lab", "lab/a", "lab/b"):

@@ -14,8 +14,10 @@ import pytest
 from genai_prices import Usage, calc_price
 
 import tokenbudget_lab as tbl
-from tests.conftest import Home, Log
+from tests.conftest import ON_ONE_MACHINE, Home, Log, also_on_postgres
 from tests.provider import Answer, Provider, Used, failed
+
+STORES = ON_ONE_MACHINE
 
 MODEL, EMBEDDING = "gpt-5-mini", "text-embedding-3-small"
 CHAT: Final = "/v1/chat/completions"
@@ -291,6 +293,7 @@ def test_a_file_that_is_nobodys_is_read_as_it_is(client: Any, plain: Any, provid
     assert log.kinds == ["budget_set"]
 
 
+@also_on_postgres
 def test_half_of_the_results_settle_half_and_the_hold_stays(ledger: tbl.Ledger, client: Any, log: Log) -> None:
     batch = client.batches.retrieve(sent(client, lines(400)).id)
     with client.files.with_streaming_response.content(batch.output_file_id) as response:

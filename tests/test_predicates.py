@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenbudget_lab as tbl
+from tests.conftest import ON_ONE_MACHINE, also_on_postgres
 from tokenbudget_lab import frames, sandbox
 from tokenbudget_lab.conditions import Condition, to_sql
 from tokenbudget_lab.predicates import condition_of
+
+STORES = ON_ONE_MACHINE
 
 BERLIN = ZoneInfo("Europe/Berlin")
 c = pl.col
@@ -248,6 +251,7 @@ def test_of_a_conjunction_each_part_is_asked_for_that_can_be(full: tbl.Ledger) -
     assert 0 < found.height < counted.rows < full.events().collect().height
 
 
+@also_on_postgres
 def test_the_first_rows_are_counted_before_they_are_filtered(full: tbl.Ledger) -> None:
     """Of nine events, and not nine of those that are left."""
     for name, order in (("events", "seq"), ("calls", "seq"), ("balances", "budget")):
@@ -257,6 +261,7 @@ def test_the_first_rows_are_counted_before_they_are_filtered(full: tbl.Ledger) -
         assert lazy.collect()[order].is_sorted()
 
 
+@also_on_postgres
 def test_of_calls_only_the_rows_that_are_left_leave_the_sandbox(full: tbl.Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     run = sandbox.run_in_parts

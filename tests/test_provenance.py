@@ -9,10 +9,12 @@ import genai_prices
 import pytest
 
 import tokenbudget_lab as tbl
-from tests.conftest import Log
+from tests.conftest import ON_ONE_MACHINE, Log, also_on_postgres
 from tests.test_reported import chat, message, response
 from tokenbudget_lab.events import from_detail
 from tokenbudget_lab.terms import UNSAID
+
+STORES = ON_ONE_MACHINE
 
 SOURCE = f"genai-prices {genai_prices.__version__}"
 USAGE = tbl.Usage(1_000, 1_000)
@@ -28,6 +30,7 @@ def counted(receipt: tbl.Receipt[tbl.Counted]) -> tbl.Counted:
 # --- provenance ---------------------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_every_computed_cost_says_whose_price_it_is(ledger: tbl.Ledger, log: Log) -> None:
     """The catalogue has no date of its own, so its version stands for it; a dated name says what it was found as.
 
@@ -64,6 +67,7 @@ def test_own_prices_say_so(ledger: tbl.Ledger, log: Log) -> None:
     )
 
 
+@also_on_postgres
 def test_the_frame_of_calls_shows_it(ledger: tbl.Ledger) -> None:
     lab = ledger.budget("lab", usd=50)
     usage = tbl.Usage(150_000, 10, 0, 10_000, 20_000, web_searches=2)

@@ -19,19 +19,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenbudget_lab as tbl
-from tests.conftest import Clock
+from tests import postgres
+from tests.conftest import Clock, also_on_postgres
 from tokenbudget_lab.frames import schema
 from tokenbudget_lab.ids import uuid7_source
 from tokenbudget_lab.report_chart import MOST_PERIODS
 from tokenbudget_lab.report_methods import notes, warnings
 from tokenbudget_lab.stores.memory import MemoryStore
+from tokenbudget_lab.stores.postgres import PostgresStore
 
+STORE = "memory"
 LIMIT = 200_000  # bytes of a page
 ANY: Any = lambda value: value  # noqa: E731 - what the types would refuse
 
 
-def opened(clock: Clock) -> tbl.Ledger:
-    return tbl.Ledger(store=MemoryStore(), clock_ns=clock.now_ns, ids=uuid7_source(clock.now_ns))
+def opened(clock: Clock, store: str = "memory") -> tbl.Ledger:
+    kept = PostgresStore(postgres.ledger(), clock_ns=clock.now_ns) if store == "postgres" else MemoryStore()
+    return tbl.Ledger(store=kept, clock_ns=clock.now_ns, ids=uuid7_source(clock.now_ns))
 
 
 @pytest.fixture
@@ -40,9 +44,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def book(clock: Clock) -> Iterator[tbl.Ledger]:
-    """A ledger in memory, on Monday, 23 November 2026, at noon."""
-    with opened(clock) as ledger:
+def book(clock: Clock, store: str) -> Iterator[tbl.Ledger]:
+    """A ledger on Monday, 23 November 2026, at noon."""
+    with opened(clock, store) as ledger:
         yield ledger
 
 
@@ -69,6 +73,7 @@ def calls(n: int, **columns: Any) -> pl.DataFrame:
 # --- sums --------------------------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_rows_periods_and_total_add_up(book: tbl.Ledger) -> None:
     """Over models, over days, and in all: the same dollar."""
     lab = book.budget("lab", usd=5)
@@ -80,6 +85,7 @@ def test_rows_periods_and_total_add_up(book: tbl.Ledger) -> None:
     assert told.table.select("model", "calls").rows() == [("a", 2), ("b", 2)]
 
 
+@also_on_postgres
 def test_an_empty_ledger_has_a_report(book: tbl.Ledger) -> None:
     """In every format; and it says that there are no calls."""
     told = tbl.report(book, by=["model", "arm"])
@@ -102,6 +108,7 @@ def test_one_call_has_a_bar_and_a_row(book: tbl.Ledger) -> None:
     )
 
 
+@also_on_postgres
 def test_one_tag_value_and_calls_without_the_tag_are_two_rows(book: tbl.Ledger) -> None:
     """A call without it is shown with a dash, and none is left out."""
     lab = book.budget("lab", usd=5)

@@ -91,7 +91,7 @@ def test_what_is_not_there_is_missing_and_never_made(database: str) -> None:
     assert "no database of that name" in refused(server.url("no-such-database"), tbl.LedgerMissing)
     said = refused(database + "&ledger=mistyped", tbl.LedgerMissing)
     assert "'mistyped'" in said
-    assert "tokenbudget init" in said
+    assert f"tokenbudget init --ledger '{database}&ledger=mistyped'" in said
     server.run("drop schema tokenbudget cascade", name_of(database))
     assert "no schema" in refused(database, tbl.LedgerMissing)
     server.run("create schema tokenbudget; create table tokenbudget.meta (x text)", name_of(database))
@@ -162,6 +162,21 @@ CHANGES = ["update tokenbudget.log set usd = 0", "delete from tokenbudget.log", 
 def test_not_even_the_owner_changes_an_event(change: str, database: str) -> None:
     with tbl.connect(database), pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
         postgres.server().run(change, name_of(database))
+
+
+@pytest.mark.parametrize("events", [20, 2_500])
+def test_an_event_that_was_changed_is_found_by_verify(events: int, database: str) -> None:
+    """By who may do it, with the triggers off; in a short log and in a long one, which are read in different ways."""
+    server, name = postgres.server(), name_of(database)
+    with tbl.connect(database) as ledger:
+        lab = ledger.budget("lab", tokens=10_000)
+        for receipt in [lab.record(tokens=1) for _ in range(events)]:
+            receipt.result()
+        assert ledger.verify().events == events + 2
+        server.run("alter table tokenbudget.log disable trigger all", name)
+        server.run("update tokenbudget.log set tokens = 2 where seq = 11", name)
+        with pytest.raises(tbl.LedgerCorrupt, match="event 11"):
+            ledger.verify()
 
 
 def test_rows_that_are_not_what_the_log_amounts_to_are_found_by_verify(database: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 import tokenbudget_lab as tbl
 from tests import postgres
-from tests.cutting import at, by_chance, way
+from tests.cutting import Verdict, at, by_chance, way
 from tests.soaking import Pace
 from tokenbudget_lab import writer
+from tokenbudget_lab.servers import server_of
 from tokenbudget_lab.stores.postgres import PostgresStore
 
 HERE = Path(__file__).parents[1]
@@ -146,6 +149,98 @@ def test_what_was_cut_off_is_decided_once(word: bytes, direction: str, verdict: 
             kinds = [event.kind for event in ledger.desk.events(ledger.verify().events)]
         assert kinds == ["created", "budget_set", "reserved", "committed"]
         assert cutting.cuts == 2
+
+
+@pytest.mark.parametrize(("word", "direction", "verdict"), STEPS)
+def test_a_ledger_whose_opening_was_cut_off_is_begun_once(
+    word: bytes, direction: str, verdict: Any, url: str, tmp_path: Path
+) -> None:
+    with way(tmp_path, postgres.server().folder, at(word, direction, verdict)) as cutting:
+        with tbl.connect(through(tmp_path, url)) as ledger:
+            assert [event.kind for event in ledger.desk.events(ledger.verify().events)] == ["created"]
+        assert cutting.cuts == 1
+
+
+def test_a_refusal_whose_answer_was_lost_is_kept_once(url: str, tmp_path: Path) -> None:
+    """The server has committed it; by its id it would not be found, as what was refused may be asked for again.
+
+    limit     100 tokens
+    reserve   200, refused, its answer is lost
+    """
+    with way(tmp_path, postgres.server().folder, lambda _, __: None) as cutting:
+        with tbl.connect(through(tmp_path, url)) as ledger:
+            lab = ledger.budget("lab", tokens=100)
+            cutting.judge = at(b"tokenbudget.append", "from", lambda piece: 0)
+            with pytest.raises(tbl.BudgetExceeded, match="200 tokens requested"):
+                lab.reserve_sync(tokens=200)
+            kinds = [event.kind for event in ledger.desk.events(ledger.verify().events)]
+        assert kinds == ["created", "budget_set", "refused"]
+        assert cutting.cuts == 1
+
+
+def test_refusals_that_were_only_counted_outlive_a_lost_connection(url: str, tmp_path: Path) -> None:
+    """The first of a minute is written, the others are counted, and their number is written later.
+
+    limit     100 tokens
+    reserve   200, refused, 5 times
+    record    1, its connection is lost
+    """
+    with way(tmp_path, postgres.server().folder, lambda _, __: None) as cutting:
+        with tbl.connect(through(tmp_path, url)) as ledger:
+            lab = ledger.budget("lab", tokens=100)
+            for n in range(5):
+                if n == 3:
+                    cutting.judge = at(b"tokenbudget.append", "to", lambda piece: 0)
+                    lab.record(tokens=1).result()
+                with pytest.raises(tbl.BudgetExceeded):
+                    lab.reserve_sync(tokens=200)
+        assert cutting.cuts == 1
+    assert refusals(url) == 5
+
+
+def test_refusals_of_a_batch_that_is_decided_anew_are_counted_once(url: str, tmp_path: Path) -> None:
+    """The second refusal of a minute is in one batch with a record, whose connection is lost.
+
+    limit     100 tokens
+    reserve   200, refused
+    record    1, while somebody holds the head
+    record    1, reserve 200, refused; cut off
+    """
+    appended = 0
+
+    def judge(direction: str, piece: bytes) -> Verdict:
+        nonlocal appended
+        appended += direction == "to" and b"tokenbudget.append" in piece
+        return 0 if appended == 2 and cutting.cuts == 0 else None
+
+    with (
+        way(tmp_path, postgres.server().folder, lambda _, __: None) as cutting,
+        tbl.connect(through(tmp_path, url)) as ledger,
+        psycopg.connect(server_of(url).conninfo) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        lab, queue = ledger.budget("lab", tokens=100), ledger.desk._queue  # type: ignore[attr-defined] # a writer's
+        with pytest.raises(tbl.BudgetExceeded):
+            lab.reserve_sync(tokens=200)
+        cutting.judge = judge
+        other.execute("select 1 from tokenbudget.heads where name = %s for no key update", (server_of(url).ledger,))
+        receipts = [lab.record(tokens=1)]
+        postgres.wait_until(lambda: not queue)
+        receipts.append(lab.record(tokens=1))
+        refused = pool.submit(lab.reserve_sync, tokens=200)
+        postgres.wait_until(lambda: len(queue) == 2)
+        other.rollback()
+        assert isinstance(refused.exception(), tbl.BudgetExceeded)
+        assert [receipt.result() is not None for receipt in receipts] == [True, True]
+        assert (cutting.cuts, lab.balance.committed_tokens) == (1, 2)
+    assert refusals(url) == 2
+
+
+def refusals(url: str) -> int:
+    """How many a ledger knows of."""
+    with tbl.connect(url) as ledger:
+        events = [event for event in ledger.desk.events(ledger.verify().events) if event.kind == "refused"]
+    return sum(json.loads(event.detail or "")["count"] for event in events)
 
 
 def test_who_waits_is_called_by_whoever_frees_something_elsewhere(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

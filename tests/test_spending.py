@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenbudget_lab as tbl
-from tests.conftest import Clock
+from tests.conftest import ON_ONE_MACHINE, Clock, also_on_postgres
 from tokenbudget_lab import link
 from tokenbudget_lab.place import place_of
 from tokenbudget_lab.sources import calls_of, span
 from tokenbudget_lab.spending import SUMS
+
+STORES = ON_ONE_MACHINE
 
 RECORDS = st.lists(
     st.tuples(
@@ -78,6 +80,7 @@ def test_only_what_counts_is_spent(ledger: tbl.Ledger) -> None:
     kept.rollback().result()
 
 
+@also_on_postgres
 def test_a_budget_is_all_below_it_and_no_call_comes_twice(ledger: tbl.Ledger) -> None:
     """Of budgets of one ledger, one below the other, and their ledger besides."""
     for name in ("lab", "lab/a", "labyrinth"):
@@ -138,6 +141,7 @@ def test_who_spent_is_a_label(ledger: tbl.Ledger) -> None:
     assert tbl.spend(ledger, ["host", "script"]).height == 1
 
 
+@also_on_postgres
 def test_days_and_months_are_those_of_the_zone(ledger: tbl.Ledger, clock: Clock) -> None:
     """Half an hour before midnight in UTC it is tomorrow in Berlin, and another month.
 

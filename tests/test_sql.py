@@ -17,11 +17,13 @@ import polars as pl
 import pytest
 
 import tokenbudget_lab as tbl
-from tests.conftest import Clock
+from tests.conftest import ON_ONE_MACHINE, Clock, also_on_postgres
 from tests.test_frames import Watched
 from tokenbudget_lab.desk import Desk
 from tokenbudget_lab.rows import COLUMNS
 from tokenbudget_lab.sandbox import run
+
+STORES = ON_ONE_MACHINE
 
 SECRET = "thirty-nine-steps"
 
@@ -53,6 +55,7 @@ def small() -> Iterator[tbl.Ledger]:
 # --- what can be asked ---------------------------------------------------------------------------------------------------
 
 
+@also_on_postgres
 def test_each_table_answers(study: tbl.Ledger) -> None:
     """Events, and the views made of them."""
     sizes = {name: study.sql(f"from {name}").height for name in ("events", "calls", "reservations", "budgets", "balances")}

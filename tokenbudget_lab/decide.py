@@ -100,7 +100,7 @@ class Decisions:
         state.forgets = False  # but at a batch's end: what was looked up for a command must be there when it is decided
         self.events: list[Event] = []
         self.freed = False
-        self._refusals: dict[tuple[str, str, str], list[int]] = {}  # → [minute, how many were not written, requested usd]
+        self.refusals: dict[tuple[str, str, str], list[int]] = {}  # → [minute, how many were not written]
         self._decide: dict[type, Callable[[Any, int, str | None], Answer]] = {
             SetBudget: self._set_budget,
             SetLimit: self._set_limit,
@@ -332,19 +332,19 @@ class Decisions:
 
     def _refused(self, c: Reserve, ts: int, origin: str | None, error: BudgetExceeded) -> None:
         key, minute = (c.budget, error.budget, error.resource), ts // MINUTE_US
-        seen = self._refusals.get(key)
+        seen = self.refusals.get(key)
         if seen is not None and seen[0] == minute:
             seen[1] += 1
             return
         self._write_refusals(ts, now=False)
-        self._refusals[key] = [minute, 0]
+        self.refusals[key] = [minute, 0]
         detail = to_detail(by=error.budget, resource=error.resource, left=str(error.left), limit=str(error.limit), count=1)
         self._emit("refused", ts, c.id, c.budget, held_usd=c.usd, held_tokens=c.tokens, requests=c.requests,
                    provider=c.provider, model=c.model, origin=origin, tags=c.tags, detail=detail)  # fmt: skip
 
     def counts_refusals(self) -> bool:
         """Whether there are refusals that were only counted."""
-        return any(count for _, count in self._refusals.values())
+        return any(count for _, count in self.refusals.values())
 
     def flush_refusals(self, ts: int, *, now: bool = False) -> None:
         """The end of a batch: write the refusals of past minutes that were only counted, and forget what is old."""
@@ -353,9 +353,9 @@ class Decisions:
 
     def _write_refusals(self, ts: int, *, now: bool) -> None:
         """One event per budget and resource."""
-        for key, (minute, count) in list(self._refusals.items()):
+        for key, (minute, count) in list(self.refusals.items()):
             if now or ts // MINUTE_US > minute:
-                del self._refusals[key]
+                del self.refusals[key]
                 if count:
                     budget, by, resource = key
                     detail = to_detail(by=by, resource=resource, count=count, minute=minute * MINUTE_US)

@@ -7,6 +7,7 @@ on to `Exception`, so it pickles through a process pool and travels from the kee
 from __future__ import annotations
 
 import re
+import shlex
 from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from typing import Any
 
@@ -611,7 +612,8 @@ class LedgerMissing(LedgerUnavailable):
         self.where, self.reason = where, reason
 
     def _text(self) -> str:
-        return f"there is no ledger at {self.where}: {self.reason}. `tokenbudget init --ledger {self.where}` makes one."
+        make = f"tokenbudget init --ledger {shlex.quote(self.where)}"  # an address has `?` and `&`
+        return f"there is no ledger at {self.where}: {self.reason}. `{make}` makes one."
 
 
 class ServerUnreachable(LedgerUnavailable):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
 from .errors import AccessDenied, ExtraMissing, InvalidValue, LedgerMissing, LedgerUnavailable, ServerUnreachable
 
@@ -22,8 +22,6 @@ CONNECT_S = 4  # until an error is told
 LOCK_S = 10  # for the head; who holds it idle is thrown out before that
 IDLE_S = 5  # in the middle of a batch
 STATEMENT_S = 30
-_HURRIED = (f"{LOCK_S}s", f"{STATEMENT_S}s", "off", f"{IDLE_S}s")
-_AT_LEISURE = (f"{LOCK_S}s", "0", "on", "0")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _KEYWORD = re.compile(r"[a-z_]{1,40}")
 _AS_ONE = "this URL cannot be read: postgresql://user:password@host:port/database?ledger=name is one"
@@ -73,7 +71,8 @@ def server_of(url: str) -> Server:
         split = urlsplit(url)
     except ValueError:
         raise InvalidValue("where", _AS_ONE) from None
-    given = parse_qsl(split.query, keep_blank_values=True)
+    pairs = [pair for pair in split.query.split("&") if pair]  # as they are: to libpq, `+` is no space
+    given = [(unquote(name), unquote(value)) for name, _, value in (pair.partition("=") for pair in pairs)]
     ledger = next((value for name, value in reversed(given) if name == "ledger"), DEFAULT_LEDGER)
     if not _NAME.fullmatch(ledger):
         raise InvalidValue(
@@ -84,7 +83,8 @@ def server_of(url: str) -> Server:
         if name != "ledger" and name not in known:
             said = f"no parameter {name!r}" if _KEYWORD.fullmatch(name) else "a parameter that nobody knows"
             raise InvalidValue("where", f"this URL cannot be read: {said}; ledger=, sslmode=, service= … are such")
-    plain = urlunsplit(split._replace(query=urlencode([pair for pair in given if pair[0] != "ledger"])))
+    others = [pair for pair, (name, _) in zip(pairs, given, strict=True) if name != "ledger"]
+    plain = urlunsplit(split._replace(query="&".join(others)))
     try:
         parts = conninfo.conninfo_to_dict(plain)
         [int(number) for key in ("port", "connect_timeout") for number in str(parts.get(key) or 0).split(",") if number]
@@ -103,12 +103,12 @@ def _shown(parts: dict[str, Any], ledger: str) -> str:
     at = ",".join(
         f"{h}:{p}" if p else h for h, p in zip(host.split(","), _as_many(port.split(","), host.count(",") + 1), strict=True)
     )
-    socket = at.startswith("/")
+    socket = "/" in host
     query = {"host": host, **({"port": port} if port else {})} if socket else {}
     query |= {"service": str(parts["service"])} if parts.get("service") else {}
     query |= {"ledger": ledger} if ledger != DEFAULT_LEDGER else {}
     text = f"postgresql://{user + '@' if user else ''}{'' if socket else at}/{name}"
-    return text + (f"?{urlencode(query, safe='/')}" if query else "")
+    return text + (f"?{urlencode(query, safe='/,', quote_via=quote)}" if query else "")
 
 
 def _as_many(ports: list[str], count: int) -> list[str]:
@@ -147,7 +147,9 @@ def connected(server: Server, *, hurried: bool = True) -> psycopg.Connection[Any
                 " set_config('enable_seqscan', %s, false),"
                 # A plan is made once, and never reads all of a table, whatever statistics said when that was nearly empty.
                 " set_config('idle_in_transaction_session_timeout', %s, false), set_config('client_encoding', 'UTF8', false),"
-                # Whatever a role's settings are: what is acknowledged is on the disk.
+                # Whatever a role's settings are: who has waited for the head sees what was written meanwhile, …
+                " set_config('default_transaction_isolation', 'read committed', false),"
+                # … and what is acknowledged is on the disk.
                 " set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'on'"
                 " else current_setting('synchronous_commit') end, false)",
                 (

@@ -6,6 +6,7 @@ Nothing here is staged but the provider: the ledger, the caps, the refusals and 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -92,7 +93,7 @@ class Study:
     """How the demo ended.
 
     Attributes:
-        ledger: the path of its ledger.
+        ledger: where it is, without a password.
         balances: of the study and its conditions.
         refusal: what the first refused call was told.
         proof: what `verify` said.
@@ -112,7 +113,7 @@ def run(out: Console, where: str | None = None, *, embedded: bool = False) -> St
 
     Args:
         out: where to show it; drawn in place on a terminal, in lines elsewhere.
-        where: the ledger's path; in a new temporary folder where not given.
+        where: the ledger's path or URL; in a new temporary folder where not given.
         embedded: own the file in this process, without a keeper.
     """
     began = time.monotonic()
@@ -144,14 +145,20 @@ def _budgets(ledger: Ledger) -> dict[str, Budget]:
 
 def _crash(path: str, *, embedded: bool) -> str:
     """Let another process reserve, and kill it in the middle of its call."""
-    code = f"from tokenbudget_lab.study import hold; hold({path!r}, embedded={embedded})"
+    code = f"import sys; from tokenbudget_lab.study import hold; hold(sys.stdin.read(), embedded={embedded})"
     home = str(Path(__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))}
     with subprocess.Popen(  # noqa: S603 - our own code
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
-    ) as child:  # a session of its own, so that Ctrl-C is this process's alone, which takes it along
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
+        env={**env, "PYTHONUTF8": "1"}, start_new_session=True,
+    ) as child:  # a session of its own, so that Ctrl-C is this process's alone, which takes it along  # fmt: skip
         try:
-            assert child.stdout is not None  # noqa: S101 - asked for above; tells the type checker
+            assert child.stdin is not None  # noqa: S101 - asked for above; tells the type checker
+            assert child.stdout is not None  # noqa: S101 - the same
+            child.stdin.write(
+                path
+            )  # and not among its arguments, which everybody on the machine may read: it may have a password
+            child.stdin.close()
             held = child.stdout.readline().strip()
         finally:
             child.kill()
@@ -308,6 +315,7 @@ def _report(ledger: Ledger, calls: _Calls, seconds: float) -> Study:
 def show_closing(out: Console, report: Study) -> None:
     """Print where the money went, the proof, and what to do next."""
     path = escaped(report.ledger)
+    path = path if sys.platform == "win32" else shlex.quote(path)  # an address has `?` and `&`
     if not out.is_terminal:  # there the last picture still stands
         out.print(bars(report.balances, out))
     out.print(Text(), _table(report.conditions))

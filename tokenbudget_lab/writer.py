@@ -124,7 +124,7 @@ class Writer:
         """Fold what the store has, and begin a new ledger; here and not in the main thread, where Ctrl-C would cut in."""
         self._rebuild()
         if self.sharing is not None:
-            self._start_shared(self.sharing)
+            self._start_shared()
             return
         if self.store.damage is not None:
             return
@@ -139,8 +139,21 @@ class Writer:
         if events:
             self.store.append(events)
 
-    def _start_shared(self, sharing: Sharing) -> None:
-        """Begin a new ledger, if nobody has."""
+    def _start_shared(self) -> None:
+        """Begin a new ledger, if nobody has; also where a connection is lost meanwhile."""
+        deadline = time.monotonic() + _PATIENCE_S
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._begin_shared(self._shared())
+                return
+            except ServerLost as error:
+                if attempt + 1 == _ATTEMPTS or time.monotonic() > deadline:
+                    raise
+                log.warning("%s: %s; begun anew", self.where, error.reason)
+            self.store.reopen()
+            self._rebuild()
+
+    def _begin_shared(self, sharing: Sharing) -> None:
         now = sharing.begin([], self.line)
         if self.decisions.state.seq == 0:
             now = sharing.begin([], self.line, write=True)
@@ -168,6 +181,8 @@ class Writer:
         state = self.store.snapshot() or State()
         if self.store.shared:
             self.decisions = Decisions(state, self.ids)
+            if self.sharing is not None:
+                self.decisions.refusals = self.sharing.decisions.refusals
             self.sharing = Sharing(cast("SharedStore", self.store), self.decisions)
             self._broken = False
             return
@@ -364,7 +379,7 @@ class Writer:
         deadline = time.monotonic() + _PATIENCE_S
         for attempt in range(_ATTEMPTS):
             answered: list[Ticket] = []
-            ts = self._now
+            ts, refusals = self._now, {of: [*seen] for of, seen in self.decisions.refusals.items()}
             try:
                 if self._broken:
                     self.store.reopen()
@@ -381,6 +396,7 @@ class Writer:
                 asked, stands = self._ask_again(batch, answered)
                 if stands:
                     return [*{id(ticket): ticket for ticket in answered}.values()]
+                self.decisions.refusals = refusals
                 last = attempt + 1 == _ATTEMPTS or time.monotonic() > deadline
                 if not isinstance(error, ServerLost) or last or not asked:
                     return self._told(asked, error, ts)

@@ -28,12 +28,13 @@ _BUDGET = "replay"
     epilog=examples(
         "tokenbudget demo",
         "tokenbudget demo --ledger demo.duckdb",
+        "tokenbudget demo --ledger 'postgresql://ann@db.example.org/lab?ledger=demo'",
     )
 )
 def demo(
     ledger: Annotated[
         str | None,
-        typer.Option("--ledger", "-l", metavar="PATH", help="Where to keep it; a new temporary folder if not given."),
+        typer.Option("--ledger", "-l", metavar="PATH|URL", help="Where to keep it; a new temporary folder if not given."),
     ] = None,
     embedded: Embedded = False,
     json: Json = False,
