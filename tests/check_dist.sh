@@ -45,7 +45,7 @@ unset PYTHONPATH
 export PYTHONPYCACHEPREFIX=$place/pycache # gone with the rest
 each_apart() {
     for each in "${apart[@]}"; do
-        venv/bin/pytest -q -W ignore::pytest.PytestUnraisableExceptionWarning "$each" || return
+        venv/bin/pytest -q -p no:unraisableexception "$each" || return
     done
 }
 each_apart & beside=$!
