@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -571,6 +572,22 @@ def test_a_gap_in_the_middle_is_damage_from_there_on(place: Place, tmp_path: Pat
         ledger.budget("lab").record(tokens=1).result()
         assert ledger.verify().events == before + 2
         assert ledger.budget("lab").balance.committed_tokens == 10 * CALLS + 1
+
+
+def test_damage_that_is_looked_at_again_and_again_is_copied_once(place: Place) -> None:
+    """As a gauge does that stays open: whatever looks at a log changes its time, and not what is in it."""
+    delete_log(place)
+    for n in range(3):
+        os.utime(place.file, ns=(n, n))
+        with tbl.connect(place.file, embedded=True) as ledger:
+            assert ledger.damage is not None
+    assert len(list(place.folder.glob("damaged-*"))) == 1
+    with place.file.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    with contextlib.suppress(tbl.LedgerDamaged), tbl.connect(place.file, embedded=True):
+        pass
+    assert len(list(place.folder.glob("damaged-*"))) == 2
 
 
 def test_half_a_note_beside_a_copy_is_no_trouble(place: Place) -> None:
