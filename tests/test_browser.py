@@ -162,13 +162,13 @@ with tbl.gauge(study):
 
 
 def test_a_saved_gauge_is_a_true_sentence_where_no_kernel_runs(lab: Lab, opened: Callable[..., Tab]) -> None:
-    """Reopened with its kernel gone, in a page that has run none of it."""
+    """Reopened with its kernel gone, in a page that has run none of it; the alert that was crossed is a line beside it."""
     first = opened("frozen", START.format(name="frozen"), FROZEN)
     first.run_all()
     first.command("docmanager:save")
     first.command("kernelmenu:shutdown")
     outputs = lab.saved("frozen.ipynb")["cells"][1]["outputs"]
-    assert [sorted(output["data"]) for output in outputs if "data" in output] == [["text/html", "text/plain"]]
+    assert [sorted(output["data"]) for output in outputs if "data" in output] == [["text/html", "text/plain"]] * 2
     first.page.close()
     text = (lab.folder / "frozen.ipynb").read_text()
     (lab.folder / "untrusted.ipynb").write_text(text.replace("import asyncio", "import sys, asyncio"))  # as from somebody else
@@ -239,13 +239,13 @@ study
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 @pytest.mark.parametrize("width", [1100, 420])
 def test_gauges_are_accessible_in_both_themes(opened: Callable[..., Tab], theme: str, width: int) -> None:
-    """Moving ones and one that stands still, over their limit and under it, on a wide page and on a narrow one."""
+    """Moving ones and one that stands still, over their limit and under it, with two alerts; on wide and narrow pages."""
     name = f"shown_{theme}_{width}"
     tab = opened(name, START.format(name=name), SHOWN, width=width)
     tab.command("application:toggle-left-area")  # on a narrow page it would leave no room
     tab.run_all()
     tab.theme(f"JupyterLab {theme}")
-    wait_until(lambda: tab.page.locator(".tokenbudget").count() == 4, "the gauges are not there")
+    wait_until(lambda: tab.page.locator(".tokenbudget").count() == 6, "the gauges and alerts are not there")
     tab.page.locator(".tokenbudget").last.scroll_into_view_if_needed()
     shot(tab.page, name)
     tab.page.locator(".tokenbudget").first.scroll_into_view_if_needed()
