@@ -82,6 +82,9 @@ def test_a_copy_that_was_interrupted_goes_on(
     assert copying.copy(file, target).events == whole - seen[-1]
     assert copying.copy(file, target).events == 0
     assert events_of(target) == events_of(file)
+    if to_server:  # by which processes know whether they have heard of all budgets
+        heads = postgres.server().run("select budgets from tokenbudget.heads", str(target).partition("@/")[2].partition("?")[0])
+        assert max(heads) == (max(e.seq for e in events_of(file) if e.kind in ("budget_set", "closed")),)
 
 
 def test_another_ledger_is_never_written_into(file: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_a_closed_dashboard_has_the_last_value(ledger: tbl.Ledger, study: tbl.Bu
     """Of the balances and of what is computed from the events."""
     with tbl.dashboard(ledger) as dashboard:
         study.record(usd="0.25").result()
-    text = Page(dashboard._shown()[1]).text
+    text = Page(dashboard._picture()[1]).text
     assert ("$3.35" in text, "3.3500 USD spent · 3 calls" in text, f"As of {dashboard._sight.at:%Y-%m-%d}" in text) == (
         True,
         True,
@@ -195,7 +195,7 @@ def test_closing_the_ledger_tells_it_the_last_value(ledger: tbl.Ledger, study: t
     dashboard = tbl.dashboard(ledger)
     study.record(usd="0.25").result()
     ledger.close()
-    assert (dashboard.closed, "3.3500 USD spent" in Page(dashboard._shown()[1]).text) == (True, True)
+    assert (dashboard.closed, "3.3500 USD spent" in Page(dashboard._picture()[1]).text) == (True, True)
 
 
 def test_its_threads_end_with_it(ledger: tbl.Ledger, study: tbl.Budget) -> None:
@@ -228,7 +228,7 @@ def test_a_ledger_that_goes_away_keeps_its_last_values_and_says_why(ledger: tbl.
     ledger.desk.close()
     until(lambda: bool(dashboard._sight.trouble))
     dashboard.close()
-    text = Page(dashboard._shown()[1]).text
+    text = Page(dashboard._picture()[1]).text
     assert all(said in text for said in ("The ledger cannot be read", "$3.10", "3.1000 USD spent", "What is shown was read"))
 
 
@@ -251,7 +251,7 @@ def test_a_ledger_that_is_silent_is_said_to_be_so(
         receipt = study.record(usd="0.25")
         inside.wait(GRACE_S)
         until(lambda: "has not answered" in dashboard._sight.trouble)
-        shown = Page(dashboard._shown()[1]).text
+        shown = Page(dashboard._picture()[1]).text
         go_on.set()
         receipt.result()
         until(lambda: not dashboard._sight.trouble)
@@ -265,6 +265,23 @@ def test_balances_of_more_than_one_answer_are_all_seen(ledger: tbl.Ledger, monke
         ledger.budget("b0").record(usd="0.25").result()
         until(lambda: str(dashboard._sight.balances[0].committed_usd) == "0.25")
         assert {balance.budget for balance in dashboard._sight.balances} == made
+
+
+def test_calls_that_could_not_be_read_are_not_shown_as_new(
+    ledger: tbl.Ledger, study: tbl.Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The balances go on, and the page says which of both is older, also when it is closed."""
+
+    def full(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with tbl.dashboard(ledger) as dashboard:
+        until(lambda: dashboard._sight.calls is not None)
+        monkeypatch.setattr("tokenbudget_lab.overseeing.overview", full)
+        study.record(usd="0.25").result()
+        until(lambda: bool(dashboard._sight.unread))
+    text = Page(dashboard._picture()[1]).text
+    assert all(said in text for said in ("newer than what is told of calls", "the disk is full", "$3.35 ·"))
 
 
 # --- raising a limit -----------------------------------------------------------------------------------------------------
@@ -283,7 +300,7 @@ def test_a_limit_is_raised_by_an_event_that_says_where(ledger: tbl.Ledger, study
     assert (str(plan), limits_set(ledger)) == ("Raise study, USD from $5.00 to $8.50?", [])
     said = carry_out(ledger, plan)
     (event,) = limits_set(ledger)
-    assert (said, str(study.balance.limit_usd), REASON in event) == ("The limit of study, USD is $8.50 now.", "8.5", True)
+    assert (said, str(study.balance.limit_usd), REASON in event) == ("✓ The limit of study, USD is $8.50 now.", "8.5", True)
 
 
 def test_a_plan_that_is_carried_out_twice_raises_once(ledger: tbl.Ledger, study: tbl.Budget) -> None:
@@ -302,8 +319,17 @@ def test_a_limit_that_was_changed_meanwhile_is_left_as_it_is(ledger: tbl.Ledger,
     (limit,) = own_limits(ledger.budgets())
     plan = planned(ledger, limit, "8")
     study.set_limit(usd=20)
-    assert carry_out(ledger, plan) == "Nothing was changed: the limit of study, USD is $20.00 by now."
+    assert carry_out(ledger, plan) == "✕ Nothing was changed: the limit of study, USD is $20.00 by now."
     assert study.balance.limit_usd == 20
+
+
+def test_a_limit_that_is_changed_in_the_last_moment_is_left_as_it_is(ledger: tbl.Ledger, study: tbl.Budget) -> None:
+    """Whether it is still what was seen is decided by who changes it, and not looked up before."""
+    (limit,) = own_limits(ledger.budgets())
+    plans = [planned(ledger, limit, typed) for typed in ("50", "7")]
+    tickets = [ledger.ask_soon(plan.command) for plan in plans]
+    assert all(ticket.wait(GRACE_S) for ticket in tickets)
+    assert (str(study.balance.limit_usd), len(limits_set(ledger))) == ("50", 1)
 
 
 @pytest.mark.parametrize("typed", ["", "abc", "5", "4.99", "-6", "nan", "inf", "1e3x", "1,5", "6 7", "0x10", "1" * 30])
@@ -397,6 +423,28 @@ def test_a_typing_error_after_the_first_step_takes_it_back(ledger: tbl.Ledger, f
     form.ask.click()
     form.yes.click()
     assert ("✕" in form.said.value, limits_set(ledger)) == (True, [])
+
+
+def test_what_is_confirmed_is_what_stands_in_the_form(ledger: tbl.Ledger, form: Form) -> None:
+    """Another amount, or another limit, takes the first step back; another budget that somebody makes does not."""
+    form.ask.click()
+    form.typed.value = "80"
+    form.yes.click()
+    assert (limits_set(ledger), form.busy) == ([], False)
+    form.ask.click()
+    ledger.budget("another", usd=1)
+    form.show(own_limits(ledger.budgets()))
+    assert form.busy
+    form.which.index = 0
+    form.yes.click()
+    assert not [detail for detail in limits_set(ledger) if REASON in detail]
+
+
+def test_a_budget_that_was_closed_meanwhile_is_surely_not_changed(study: tbl.Budget, form: Form) -> None:
+    form.ask.click()
+    study.close()
+    form.yes.click()
+    assert "✕ Nothing was changed" in form.said.value
 
 
 def test_a_ledger_that_is_gone_is_said_where_the_limit_was_to_be_raised(ledger: tbl.Ledger, form: Form) -> None:

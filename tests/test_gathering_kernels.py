@@ -112,6 +112,22 @@ def test_when_the_budget_is_gone_a_loop_leaves_one_line(notebook: Notebook) -> N
     assert told == [[{"text/plain": "study: 10 of 50 rows done, $1.00 spent, $0.00 left"}], 0]
 
 
+def test_a_line_says_so_where_the_ledger_did_not_answer_in_the_end(notebook: Notebook) -> None:
+    """Else what was spent behind the last answer would be told as nothing."""
+    notebook.run(SEEN)
+    told = lines(
+        notebook,
+        """
+        for n in tbl.track(range(3), study, progress=True):
+            if n == 0:
+                study.record(usd="0.50").result()
+                study.ledger.close()
+    """,
+    )
+    ((bundle,), left) = told
+    assert (bundle["text/plain"].endswith("as the ledger said last: in the end it did not answer"), left) == (True, 0)
+
+
 def test_when_the_budget_is_gone_many_calls_leave_one_line(notebook: Notebook) -> None:
     """A hold of ten cents fits nineteen times, of which each costs five; the others are refused."""
     notebook.run(SEEN + "    slow = False\n")

@@ -108,6 +108,7 @@ def test_an_interrupted_cell_leaves_its_budget(notebook: Notebook, tmp_path: Pat
         ("lab/study --usd 3", "exists with $2.00, not $3.00"),
         ("labb", "did you mean lab?"),
         ("nolab/study --usd 1", "nolab"),
+        ("study --usd 2", "leave them out"),
         ("lab/study --udd 1", "--usd is"),
         ("lab/study --ledger nothing", "is no variable with a ledger"),
         ("lab/study --tag budget=x", "budget"),
@@ -118,6 +119,21 @@ def test_a_line_that_cannot_be_done_runs_nothing_of_its_cell(notebook: Notebook,
     told = said(notebook, f"%%budget {line}\nprint('it has run')")
     assert (says in told, "it has run" in told, "Nothing of this cell has run" in told) == (True, False, True)
     assert notebook.run("print(current_budget(), dict(current_tags()))") == "None {}\n"
+
+
+def test_a_line_whose_parent_budget_is_missing_makes_no_ledger(notebook: Notebook, tmp_path: Path) -> None:
+    where = tmp_path / "new.duckdb"
+    notebook.run(
+        f"os.environ['TOKENBUDGET_LEDGER'] = {str(where)!r}\nfor each in list(tbl.connection._open):\n    each.close()"
+    )
+    told = said(notebook, "%%budget nolab/study --usd 1\nprint('it has run')")
+    assert ("'nolab' does not exist" in told, "it has run" in told, where.exists()) == (True, False, False)
+
+
+def test_a_ledger_that_cannot_be_read_is_named_and_the_others_are_shown(notebook: Notebook) -> None:
+    notebook.run("broken = tbl.connect('broken.duckdb', embedded=True)\nbroken.budget('there', usd=3)\nbroken.desk.close()")
+    told = said(notebook, "print(get_ipython().run_line_magic('budget', ''))")
+    assert all(text in told for text in ("lab/study", "✕ the ledger", "broken.duckdb is closed"))
 
 
 @pytest.mark.parametrize("first", ["", "from __future__ import annotations\n"])

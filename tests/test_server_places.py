@@ -179,6 +179,17 @@ def test_an_event_that_was_changed_is_found_by_verify(events: int, database: str
             ledger.verify()
 
 
+def test_a_session_that_may_only_read_is_told_at_once(database: str) -> None:
+    """A server that stands by for another says the same, and is waited for."""
+    url = f"{database}&options=-c%20default_transaction_read_only%3Don"
+    with tbl.connect(database) as ledger:
+        ledger.budget("lab", usd=1)
+    began = time.monotonic()
+    with pytest.raises(tbl.AccessDenied, match="may only read"), tbl.connect(url) as reader:
+        reader.budget("lab").record(usd="0.25").result()
+    assert time.monotonic() - began < 5
+
+
 def test_rows_that_are_not_what_the_log_amounts_to_are_found_by_verify(database: str) -> None:
     """Somebody with the rights has made room in a budget."""
     with tbl.connect(database) as ledger:

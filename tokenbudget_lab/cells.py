@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from typing import TYPE_CHECKING, Any
 
-from .errors import TokenBudgetError
+from .errors import LedgerUnavailable, TokenBudgetError
 from .render import amount, escaped, left_text, tightest
 from .usage import EXACT
 
@@ -105,7 +105,13 @@ def spent_by(ledgers: Sequence[Ledger], cells: Sequence[Ran], *, below: str | No
         return []
     found: list[list[tuple[Any, ...]]] = [[] for _ in cells]
     for ledger in ledgers:
-        for row in _rows(ledger, cells[0].began, below):
+        try:
+            rows = _rows(ledger, cells[0].began, below)
+        except TokenBudgetError:
+            raise
+        except Exception as error:
+            raise LedgerUnavailable(f"{ledger.desk.where} cannot be read: {error}") from error
+        for row in rows:
             place = next((n for n in reversed(range(len(cells))) if cells[n].began <= row[0]), 0)
             ended = cells[place].ended
             if ended is None or row[0] <= ended:

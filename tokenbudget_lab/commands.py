@@ -22,7 +22,10 @@ class SetBudget(NamedTuple):
 
 
 class SetLimit(NamedTuple):
-    """Change the limits of one window of a budget; `None` leaves a resource as it is."""
+    """Change the limits of one window of a budget; `None` leaves a resource as it is.
+
+    With `instead_of`, the limit that is to be replaced, nothing is changed where another one is in force by now.
+    """
 
     id: str
     budget: str
@@ -31,6 +34,7 @@ class SetLimit(NamedTuple):
     tokens: int | None
     requests: int | None
     reason: str | None = None
+    instead_of: int | None = None  # of the one resource that is given
 
 
 class CloseBudget(NamedTuple):

@@ -132,6 +132,8 @@ def _extend(c: Extend) -> None:
 
 def _set_limit(c: SetLimit) -> None:
     _amounts(c.usd, c.tokens, c.requests)
+    if c.instead_of is not None and (c.usd, c.tokens, c.requests).count(None) != 2:  # noqa: PLR2004 - all but one
+        raise InvalidValue("instead_of", "is of one resource, and needs the new limit of that one alone")
     _short(c.budget)
     _texts(c.reason)
     if c.window is not None:

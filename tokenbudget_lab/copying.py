@@ -22,7 +22,7 @@ from .founding import found
 from .ledger import Verification
 from .place import place_of
 from .servers import is_url
-from .sharing import Asked, Row, Step, definition
+from .sharing import Asked, Row, Step, definition, head_of
 from .state import State, seldom_collected
 from .stores.duckdb import DuckDBStore
 from .stores.postgres import PostgresStore
@@ -147,6 +147,7 @@ class _Server:
 
     def _begin(self) -> tuple[int, bytes]:
         loaded = self._store.begin(Asked(lock=True, ids=[], keys=[], budgets=[], starts=[], everything=False, since=1 << 62))
+        self._changed = max(self._changed, loaded.changed)
         return loaded.seq, loaded.head
 
     def last(self) -> tuple[int, bytes]:
@@ -160,13 +161,11 @@ class _Server:
         self._changed = max([self._changed, *changed.values()])
         ids = dict.fromkeys(event.reservation for event in events if event.reservation is not None)
         open_ = [(p[2], p[3], p[8]) for p in (state.open.get(id) for id in ids) if p is not None]
-        head = (
-            state.seq, state.ts, state.head.hex(), state.ledger_id, state.recovered, state.clock_accepted, state.open_count,
-            self._changed,
-        )  # fmt: skip
         budgets = [(name, seq, definition(state.nodes[name])) for name, seq in changed.items()]
         ended = [id for id in ids if id not in state.open]
-        self._store.keep(Step(before, events, head, list(self._new(state)), open_, ended, budgets, freed=False))
+        self._store.keep(
+            Step(before, events, head_of(state, self._changed), list(self._new(state)), open_, ended, budgets, freed=False)
+        )
 
     def _new(self, state: State) -> Iterator[Row]:
         """The totals that the last events have changed."""

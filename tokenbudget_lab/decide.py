@@ -238,7 +238,8 @@ class Decisions:
             changed = Cap(
                 cap.window, *(b if a is None else a for a, b in zip((c.usd, c.tokens, c.requests), cap[1:], strict=True))
             )
-            if changed != cap:
+            expected = [old for new, old in zip((c.usd, c.tokens, c.requests), cap[1:], strict=True) if new is not None]
+            if changed != cap and c.instead_of in (None, *expected):
                 others = (other for other in node.caps if other.window != cap.window)
                 detail = to_detail(caps=sorted([*others, changed]), tz=node.tz, alerts=node.alerts, reason=c.reason)
                 self._emit("budget_set", ts, c.id, c.budget, origin=origin, detail=detail)

@@ -8,18 +8,20 @@ the cell a hook ends that, and says what it came to. Hooks never raise. Unloadin
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .cells import Ran, line, now, spent_by
 from .connection import default_ledger, default_path, open_ledgers
-from .errors import InvalidValue, TokenBudgetError, UnknownBudget, told
+from .errors import InvalidValue, ParentMissing, TokenBudgetError, UnknownBudget, told
 from .handles import Budget
 from .limits import budget_name
 from .magic_lines import OPTIONS, Asked, asked
 from .meters import Outlook, gauge_html, text_html
 from .render import balance_text
 from .scopes import Cell
+from .servers import is_url
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -133,8 +135,15 @@ class Magics:
         named = self.shell.user_ns.get(asks.name)
         if isinstance(named, Budget) and not asks.limits and asks.ledger is None:
             return named
-        if asks.ledger is None and not asks.limits and not _default_exists():
-            raise UnknownBudget(asks.name)  # and no ledger is made to find that out
+        if isinstance(named, Budget) and asks.ledger is None:
+            raise InvalidValue(
+                asks.name, f"is a variable with the budget {told(named.name)}, which has its limits; leave them out"
+            )
+        if asks.ledger is None and not _default_exists():  # and no ledger is made to find that out
+            if not asks.limits:
+                raise UnknownBudget(asks.name)
+            if "/" in asks.name:
+                raise ParentMissing(asks.name.rpartition("/")[0])
         ledger: Any = default_ledger() if asks.ledger is None else self._ledger(asks.ledger)
         found: Budget = ledger.budget(asks.name, **asks.limits)
         return found
@@ -144,8 +153,11 @@ class Magics:
         named = self.shell.user_ns.get(name)
         if isinstance(named, Budget):
             return named
-        budgets = {budget.name: budget for budget in reversed(_all_budgets())}
+        there, unread = _all_budgets()
+        budgets = {budget.name: budget for budget in reversed(there)}
         found = budgets.get(budget_name(name))
+        if found is None and unread:
+            raise unread[0]
         if found is None:
             raise UnknownBudget(name, tuple(get_close_matches(name, budgets)))
         return found
@@ -185,7 +197,7 @@ class Magics:
                 return self._cells()
             if said:
                 return self._budgets([self._existing(said)])
-            return self._budgets(_all_budgets())
+            return self._budgets(*_all_budgets())
         except TokenBudgetError as error:
             magic, kept = ("%%budget", "Nothing of this cell has run. ") if cell else ("%budget", "")
             raise UsageError(f"{magic}: {str(error).rstrip('.')}. {kept}{magic}? tells more.") from error
@@ -193,9 +205,9 @@ class Magics:
     def cell_budget(self, said: str, body: str) -> None:
         """Run a cell under a budget, and say in one line what it came to.
 
-        %%budget lab/study                                    a budget that exists, or a variable with one
-        %%budget lab/study --usd 2                            with a limit: made if it does not exist
-        %%budget lab/study --usd 2 --tag condition=few-shot   and a tag on every call; --tag may come again
+        %%budget study                                    a budget that exists, or a variable with one
+        %%budget study --usd 2                            with a limit: made if it does not exist; of lab/study, lab has to
+        %%budget study --usd 2 --tag condition=few-shot   and a tag on every call; --tag may come again
 
         Clients that were instrumented (`tbl.instrument`) make their calls in it, whatever budget they have of their own; tasks
         and `asyncio.to_thread` inherit that. In threads that inherit nothing it is the budget of clients that have none.
@@ -215,10 +227,7 @@ class Magics:
 
     def completed(self, _shell: Any, event: Any) -> list[str]:
         """What can come next behind `%budget` or `%%budget`: budgets and options."""
-        try:
-            names = [budget.name for budget in _all_budgets(only_open=True)]
-        except TokenBudgetError:
-            names = []
+        names = [budget.name for budget in _all_budgets(only_open=True)[0]]
         names += [name for name, value in self.shell.user_ns.items() if isinstance(value, Budget) and not name.startswith("_")]
         return [*names, *OPTIONS] if event.line.startswith("%%") else [*names, "cells"]
 
@@ -237,12 +246,15 @@ class Magics:
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         return Shown(text, f'<table class="mathjax_ignore"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
 
-    def _budgets(self, budgets: list[Budget]) -> Shown:
+    def _budgets(self, budgets: list[Budget], unread: Sequence[TokenBudgetError] = ()) -> Shown:
+        if not budgets and unread:
+            raise unread[0]
         if not budgets:
             return Shown("There is no budget yet: tbl.budget('study', usd=5) makes one.")
-        balances = [budget.balance for budget in budgets]
+        balances, lacks = [budget.balance for budget in budgets], [f"✕ {error}" for error in unread]
         html = "".join(gauge_html(balance, Outlook(final=True)) for balance in balances)
-        return Shown("\n".join(balance_text(balance) for balance in balances), html)
+        html += "".join(f"<div>{text_html(lack)}</div>" for lack in lacks)
+        return Shown("\n".join([*map(balance_text, balances), *lacks]), html)
 
 
 class Shown:
@@ -258,12 +270,23 @@ class Shown:
         return self._html
 
 
-def _all_budgets(*, only_open: bool = False) -> list[Budget]:
-    """Every budget of the ledgers that are open here, else of the default ledger, which is not made for that."""
+def _all_budgets(*, only_open: bool = False) -> tuple[list[Budget], list[TokenBudgetError]]:
+    """Every budget of the ledgers that are open here, else of the default ledger, which is not made for that.
+
+    Returns:
+        The budgets, and why those of some ledgers are not among them.
+    """
     ledgers = open_ledgers()
     if not ledgers and not only_open and _default_exists():
         ledgers = [default_ledger()]
-    return [Budget(ledger, balance.budget) for ledger in ledgers for balance in ledger.budgets()]
+    found: list[Budget] = []
+    unread: list[TokenBudgetError] = []
+    for ledger in ledgers:
+        try:
+            found += [Budget(ledger, balance.budget) for balance in ledger.budgets()]
+        except TokenBudgetError as error:
+            unread.append(error)
+    return found, unread
 
 
 def _default_exists() -> bool:
@@ -271,7 +294,7 @@ def _default_exists() -> bool:
     from pathlib import Path
 
     where = default_path()
-    return where == ":memory:" or Path(where).expanduser().exists()
+    return where == ":memory:" or is_url(where) or Path(where).expanduser().exists()
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -59,6 +59,7 @@ class MoneyBar:
         self._without: dict[str, int] = {}
         self._asked: tuple[int, Ticket] | None = None  # with how many were done then
         self._asked_at = self._said_at = float("-inf")
+        self._silent = False  # in the end the ledger did not answer
         self._money = _Money()
         self._look()
 
@@ -123,25 +124,30 @@ class MoneyBar:
         """What it came to, in a line: how many are done, what was spent and is left, and what was not paid."""
         done = f"{self._done:,}" + ("" if self._total is None else f" of {self._total:,}")
         before = [f"{self._skipped:,} done before"] if self._skipped else []
-        return self._name + ", ".join([f"{done} {self._unit} done", *before, *self._texts(over=True)])
+        lacks = ["as the ledger said last: in the end it did not answer"] if self._silent else []
+        return self._name + ", ".join([f"{done} {self._unit} done", *before, *self._texts(over=True), *lacks])
 
     # --- the end ---
 
     async def settle(self) -> None:
         """Read the last numbers, and close."""
+        self._silent = self._budget is not None
         with suppress(TokenBudgetError, TimeoutError):
             for ticket in self._last():
                 async with asyncio.timeout(WAIT_S):
                     await ticket.future_here()
                 self._read()
+            self._silent = self._asked is not None
         self.close()
 
     def settle_sync(self) -> None:
         """The same, in a plain loop."""
+        self._silent = self._budget is not None
         with suppress(TokenBudgetError):
             for ticket in self._last():
                 ticket.wait(WAIT_S)
                 self._read()
+            self._silent = self._asked is not None
         self.close()
 
     def _last(self) -> Iterator[Ticket]:

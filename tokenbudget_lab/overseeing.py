@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from .balance import Balance, balance_of
 from .commands import GetHead, ListBudgets
@@ -34,6 +35,7 @@ class Sight:
         balances: of every budget, in order of their names.
         calls: what the calls come to; `None` until that has been read.
         trouble: why there is nothing newer; empty where this is new.
+        unread: why `calls` are older than the balances; empty where they are not.
         last: whether nothing more will be told, because the ledger is being closed here.
     """
 
@@ -41,6 +43,7 @@ class Sight:
     balances: tuple[Balance, ...]
     calls: Overview | None = None
     trouble: str = ""
+    unread: str = ""
     last: bool = False
 
     def moving(self) -> tuple[object, ...]:
@@ -48,7 +51,7 @@ class Sight:
         essence = tuple(
             (each.limits, each.calls_in_flight, each.committed_usd, each.committed_tokens) for each in self.balances
         )
-        return self.trouble, essence, self.calls and self.calls.refused_in_all, self.calls and self.calls.seq
+        return self.trouble, self.unread, essence, self.calls and self.calls.refused_in_all, self.calls and self.calls.seq
 
 
 class Overseeing:
@@ -127,9 +130,15 @@ class Overseeing:
                 self._seq = self._head.ask(GetHead, within_s=within_s)[1]
                 balances = self._balances(until)
             except TokenBudgetError as error:
-                self.sight = replace(self.sight, trouble=trouble_of(error))
+                self.sight = replace(self.sight, trouble=trouble_of(error), unread=self._unread())
             else:
                 self.sight = replace(self.sight, at=_moment(balances), balances=balances, trouble="")
+
+    def _unread(self) -> str:
+        """Why the calls that are shown are older than the balances, when nothing more is read."""
+        calls = self.sight.calls
+        behind = calls is not None and calls.seq < self._seq
+        return self.sight.unread or ("they were not read again in time" if behind else "")
 
     def _balances(self, until: float) -> tuple[Balance, ...]:
         found: list[Balance] = []
@@ -146,10 +155,13 @@ class Overseeing:
         seen, by = self.sight.calls, self._by
         if seen is not None and seen.seq == self._seq and by in (None, seen.by):
             return False
-        with self._reading, suppress(Exception):  # whose balances cannot be read either, which says why
-            calls = overview(self._ledger, by)
+        with self._reading:
+            try:
+                news: dict[str, Any] = {"calls": overview(self._ledger, by), "unread": ""}
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is shown, and tried again
+                news = {"unread": str(error) or type(error).__name__}
             with self._asking:
-                self.sight = replace(self.sight, calls=calls)
+                self.sight = replace(self.sight, **news)
         return True
 
     # --- the end ---------------------------------------------------------------------------------------------------------
@@ -169,7 +181,7 @@ class Overseeing:
                 self._read()
             finally:
                 self._reading.release()
-        self.sight = replace(self.sight, last=True)
+        self.sight = replace(self.sight, unread=self._unread(), last=True)
 
     def _say_goodbye(self) -> None:
         """The ledger is about to be closed here: look for a last time."""

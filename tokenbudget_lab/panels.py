@@ -112,6 +112,8 @@ def _top(sight: Sight, where: str, *, final: bool) -> str:
         html += _quiet(f"What is shown was read {at(sight.at)}; what has happened since is not known here.")
     elif final:
         html += _quiet(f"As of {at(sight.at)}.")
+    if sight.unread:
+        html += _quiet(f"The balances are newer than what is told of calls: {clipped(sight.unread, 200)}")
     return html
 
 

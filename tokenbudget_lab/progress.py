@@ -154,9 +154,15 @@ class _InCell:
         self.close()
         if self.handle is not None:
             self.handle.update({"text/plain": line}, raw=True)
-        for widget in (*self.container.children, self.container):
-            for part in (widget, widget.layout, *([widget.style] if widget.has_trait("style") else [])):
-                part.close()
+        close_widgets(self.container)
+
+
+def close_widgets(widget: Any) -> None:
+    """Close a widget and all that is made with it."""
+    for child in getattr(widget, "children", ()):
+        close_widgets(child)
+    for part in (widget, widget.layout, *([widget.style] if widget.has_trait("style") else [])):
+        part.close()
 
 
 def in_notebook() -> bool:

@@ -21,6 +21,7 @@ from .events import Event
 from .ids import part_id
 from .limits import Cap
 from .line import Line
+from .state import State
 from .store import Store
 
 READS = frozenset({GetBudget, GetBalance, ListBudgets, GetEntry, GetHead})
@@ -310,10 +311,7 @@ class Sharing:
                 open_.append((packed[2], packed[3], packed[8]))
         changed = {event.budget: event.seq for event in events if event.kind in ("budget_set", "closed")}
         budgets = [(name, seq, definition(state.nodes[name])) for name, seq in changed.items()]
-        head = (
-            state.seq, state.ts, state.head.hex(), state.ledger_id, state.recovered, state.clock_accepted, state.open_count,
-            max(changed.values(), default=self._changed),
-        )  # fmt: skip
+        head = head_of(state, max(changed.values(), default=self._changed))
         freed = any(event.kind in _FREES for event in events)
         return Step(events[0].seq - 1, events, head, totals, open_, ended, budgets, freed)
 
@@ -322,6 +320,13 @@ class Sharing:
         if self._locked:
             self._locked = False
             self.store.release()
+
+
+def head_of(state: State, changed: int) -> tuple[Any, ...]:
+    """A ledger's head as it is kept; `changed` is the `seq` of the last change of a budget."""
+    return (
+        state.seq, state.ts, state.head.hex(), state.ledger_id, state.recovered, state.clock_accepted, state.open_count, changed
+    )  # fmt: skip
 
 
 def definition(node: Node) -> dict[str, Any]:

@@ -155,9 +155,7 @@ def _crash(path: str, *, embedded: bool) -> str:
         try:
             assert child.stdin is not None  # noqa: S101 - asked for above; tells the type checker
             assert child.stdout is not None  # noqa: S101 - the same
-            child.stdin.write(
-                path
-            )  # and not among its arguments, which everybody on the machine may read: it may have a password
+            child.stdin.write(path)  # not an argument, which everybody on the machine may read: it may have a password
             child.stdin.close()
             held = child.stdout.readline().strip()
         finally:

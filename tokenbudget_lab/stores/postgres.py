@@ -139,14 +139,18 @@ class PostgresStore:
         import psycopg
 
         state = error.sqlstate or ""
+        if state in ("42501", "3F000", "42P01") or (state == "25006" and self._takes_writes()):
+            return told(self.where, error)
         if state in _AGAIN or not state or state.startswith("08") or isinstance(error, psycopg.InterfaceError):
             reason = (
                 "somebody holds the ledger's head" if state == "55P03" else f"the server broke off ({state or 'no answer'})"
             )
             return ServerLost(self.where, reason)
-        if state in ("42501", "3F000", "42P01"):
-            return told(self.where, error)
         return ServerLost(self.where, f"it says {state}: {error.diag.message_primary or ''}")
+
+    def _takes_writes(self) -> bool:
+        """Whether it is this session that may only read; a server that stands by for another is waited for."""
+        return self._con is not None and self._con.info.parameter_status("in_hot_standby") == "off"
 
     def _must_go_on(self, loaded: Loaded) -> None:
         """What was acknowledged here is there: a server put back, or another one that had not heard, is noticed."""

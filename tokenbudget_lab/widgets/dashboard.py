@@ -5,11 +5,9 @@ In the end it is plain HTML, as a gauge is: of when it is, without a trace of it
 
 from __future__ import annotations
 
-import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 from weakref import WeakSet
 
 from ..balance import LimitBalance
@@ -18,8 +16,7 @@ from ..errors import InvalidType, told
 from ..overseeing import Overseeing, Sight
 from ..overview import ALWAYS, Label
 from ..panels import dashboard_html, dashboard_text, own_limits, parts_of
-from ..progress import in_notebook
-from .views import Moving, View, close_those_of_an_earlier_run, this_cell
+from .views import Live, Moving
 
 STILL_S = 600.0  # without a change, after which it is plain HTML for as long as nothing moves; its form is gone meanwhile
 _open: WeakSet[Dashboard] = WeakSet()
@@ -40,12 +37,11 @@ class Choices:
     by: Label | None
 
 
-class Dashboard:
+class Dashboard(Live[Sight]):
     """A dashboard that is shown, until `close`, the end of its `with` block, or of its ledger; `tbl.dashboard(...)` makes it.
 
     Attributes:
         ledger: what it shows.
-        views: the cells that it is shown under.
     """
 
     def __init__(self, ledger: Ledger, by: str | None) -> None:
@@ -53,75 +49,37 @@ class Dashboard:
             raise InvalidType("ledger", f"{told(ledger)} is {type(ledger).__name__}; give what tbl.connect(...) returns")
         if by is not None and not isinstance(by, str):
             raise InvalidType("by", f"{told(by)} is {type(by).__name__}; give the name of a tag, or 'model' or 'budget'")
-        self.ledger, self.closed, self._where = ledger, False, ledger.desk.where
+        super().__init__(_open)
+        self.ledger, self._where = ledger, ledger.desk.where
         self._by = None if by is None else next((label for label in ALWAYS if label.name == by), Label(by))
-        self._drawing = threading.RLock()
-        self.views: list[View] = []
-        self._moved_at = time.monotonic()
         self._overseeing = Overseeing(ledger, self._see, self._by)
         self._sight = self._overseeing.sight
-        close_those_of_an_earlier_run(_open)
-        _open.add(self)
+        self._opened()
         self._overseeing.start()
 
-    def show(self) -> Self:
-        """Show it under this cell; once in each."""
-        with self._drawing:
-            if in_notebook() and all(view.cell != this_cell() for view in self.views):
-                self.views.append(View(self._board, *self._shown(), live=not self.closed))
-        return self
+    def _take(self, news: Sight) -> bool:
+        before, self._sight = self._sight, news
+        return before.moving() != news.moving()
 
-    def close(self) -> None:
-        """Read the ledger for a last time and stay as plain HTML that says of when it is."""
-        if not self.closed:
-            self._finish(self._overseeing.end())
+    def _still_s(self) -> float:
+        return STILL_S
 
-    # --- what it is told -------------------------------------------------------------------------------------------------
+    def _runs(self) -> bool:
+        return any(balance.calls_in_flight for balance in self._sight.balances)
 
-    def _see(self, sight: Sight) -> None:
-        """Take a look's news; called by the threads that look, or by whoever closes the ledger."""
-        if sight.last:
-            self._finish(sight)
-            return
-        with self._drawing, suppress(Exception):  # a front end that is gone is no reason to look no more
-            if not self.closed:
-                if sight.moving() != self._sight.moving():
-                    self._moved_at = time.monotonic()
-                self._sight = sight
-                self._draw()
+    def _end(self) -> Sight:
+        return self._overseeing.end()
 
-    def _draw(self) -> None:
-        shown = self._shown()
-        running = any(balance.calls_in_flight for balance in self._sight.balances)
-        still = time.monotonic() - self._moved_at > STILL_S and not running
-        for view in self.views:
-            (view.freeze if still else view.move)(*shown)
+    def _made(self) -> Moving:
+        from .forms import Board
 
-    def _finish(self, sight: Sight) -> None:
-        with self._drawing:
-            if self.closed:
-                return
-            self.closed = True
-            _open.discard(self)
-            self._sight = sight
-            shown = self._shown()
-            for view in self.views:
-                with suppress(Exception):  # as above
-                    view.freeze(*shown)
+        return Board(self.ledger, self._choose)
 
     def _choose(self, by: Label) -> None:
         self._by, self._moved_at = by, time.monotonic()
         self._overseeing.choose(by)
 
-    # --- how it is shown -------------------------------------------------------------------------------------------------
-
-    def _board(self) -> Moving:
-        from .forms import Board
-
-        return Board(self.ledger, self._choose)
-
-    def _shown(self) -> tuple[tuple[Any, ...], str, str]:
-        """What widgets show, and what is shown without them, as HTML and as text."""
+    def _picture(self, *, final: bool = False) -> tuple[tuple[Any, ...], str, str]:  # noqa: ARG002 - what needs no widgets says of when it is
         sight, where = self._sight, self._where
         calls = sight.calls
         choices = Choices(own_limits(sight.balances), calls.labels if calls else (), self._by or (calls.by if calls else None))
@@ -129,18 +87,6 @@ class Dashboard:
 
     def __repr__(self) -> str:
         return dashboard_text(self._sight, self._where)
-
-    def _ipython_display_(self) -> None:
-        if in_notebook():
-            self.show()
-        else:
-            print(repr(self))  # noqa: T201 - what IPython does with a repr
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def dashboard(ledger: Ledger | None = None, *, by: str | None = None) -> Dashboard:

@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets
 
 from ..balance import LimitBalance
-from ..errors import TokenBudgetError
+from ..errors import InvalidValue, Refused, TokenBudgetError
 from ..ledger import Ledger
 from ..meters import LINE, text_html
 from ..overview import Label
@@ -32,7 +32,7 @@ class Form:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger, self._limits = ledger, tuple[LimitBalance, ...]()
         self._plan: Raise | None = None
-        self._deciding = threading.Lock()
+        self._deciding, self._offering = threading.Lock(), False
         narrow, field = {"description_width": "initial"}, ipywidgets.Layout(flex="2 1 17em", width="auto", min_width="0")
         self.which = ipywidgets.Dropdown(description="Raise limit of", style=narrow, layout=field)
         self.typed = ipywidgets.Text(
@@ -48,6 +48,8 @@ class Form:
         )
         self.root = ipywidgets.VBox([asking, self.said, self._confirming], layout=ipywidgets.Layout(**_RULED))
         self._say("")  # whoever listens for news of it has to find it there
+        for field in (self.which, self.typed):
+            field.observe(self._changed, "value")
         self.ask.on_click(lambda _: self._prepare())
         self.yes.on_click(lambda _: self._confirm())
         self.no.on_click(lambda _: self._end("Nothing was changed."))
@@ -58,10 +60,14 @@ class Form:
         if len(before) == len(self._limits) and all(map(same, before, self._limits)):
             return
         chosen = None if self.which.index is None else before[self.which.index]
-        self.which.options = [(clipped(named(limit)), n) for n, limit in enumerate(self._limits)]
-        if self._limits:
-            kept = (n for n, limit in enumerate(self._limits) if chosen is not None and same(limit, chosen))
-            self.which.index = next(kept, 0)
+        kept = [n for n, limit in enumerate(self._limits) if chosen is not None and same(limit, chosen)]
+        self._offering = bool(kept)  # then the same stands in the form as before
+        try:
+            self.which.options = [(clipped(named(limit)), n) for n, limit in enumerate(self._limits)]
+            if self._limits:
+                self.which.index = next(iter(kept), 0)
+        finally:
+            self._offering = False
 
     def _prepare(self) -> None:
         """The first step: say what would be done."""
@@ -78,6 +84,16 @@ class Form:
         self.yes.description = f"Confirm: raise to {plan.to}"
         self._confirming.layout.display = "flex"
 
+    def _changed(self, _: Any) -> None:
+        """Something else stands in the form than what would be confirmed."""
+        if self.busy and not self._offering:
+            self._end("")
+
+    @property
+    def busy(self) -> bool:
+        """Whether something waits to be confirmed."""
+        return self._plan is not None
+
     def _confirm(self) -> None:
         """The second step; a press that comes behind another one finds nothing to do."""
         with self._deciding:
@@ -85,7 +101,9 @@ class Form:
         if plan is None:
             return
         try:
-            said = f"✓ {carry_out(self._ledger, plan)}"
+            said = carry_out(self._ledger, plan)
+        except (Refused, InvalidValue) as error:
+            said = f"✕ Nothing was changed: {error}"
         except TokenBudgetError as error:
             said = f"✕ It is not sure whether the limit was raised: {error}"
         self.typed.value = ""
@@ -129,6 +147,11 @@ class Board:
             layout=ipywidgets.Layout(border=f"1px solid {LINE}", padding="8px 14px 12px", max_width=_WIDE, overflow="visible"),
         )
         self.root.add_class("tokenbudget-dashboard")
+
+    @property
+    def busy(self) -> bool:
+        """Whether something waits to be confirmed."""
+        return self._form.busy
 
     def show(self, parts: tuple[Any, ...]) -> None:
         """Show these parts; the last of them are the choices."""

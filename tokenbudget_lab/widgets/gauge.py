@@ -7,13 +7,11 @@ moves for half a minute: a notebook that is saved then, and opened where no kern
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any
 from weakref import WeakSet
 
 from ..balance import Balance
@@ -22,10 +20,9 @@ from ..errors import InvalidType, told
 from ..handles import Budget
 from ..meters import Outlook, gauge_html
 from ..meters import told as said_of
-from ..progress import in_notebook
 from ..render import balance_text, tightest
 from ..watching import Look, Watching, watch
-from .views import OneText, View, close_those_of_an_earlier_run, this_cell
+from .views import Live, Moving, OneText
 
 STILL_S = 30.0  # without a change, after which it is plain HTML for as long as nothing moves
 RECENT = timedelta(seconds=60)  # what its rate is computed from
@@ -33,92 +30,52 @@ LEAST = timedelta(seconds=2)  # to have a rate
 _open: WeakSet[Gauge] = WeakSet()
 
 
-class Gauge:
+class Gauge(Live[Look]):
     """A gauge that is shown, until `close`, the end of its `with` block, or of its ledger; `tbl.gauge(...)` makes it.
 
     Attributes:
         budget: what it shows.
         balance: what it showed last.
-        views: the cells that it is shown under.
     """
 
     def __init__(self, budget: Budget) -> None:
         if not isinstance(budget, Budget):
             raise InvalidType("budget", f"{told(budget)} is {type(budget).__name__}; give what ledger.budget(...) returns")
-        self.budget, self.closed = budget, False
+        super().__init__(_open)
+        self.budget = budget
         defined = budget.ledger.ask(GetBudget(budget.ledger.new_id(), budget.name))
-        self._outlook, self._rate, self._drawing = Outlook(tuple(defined[3])), _Rate(), threading.RLock()
-        self.views: list[View] = []
-        self._moved_at = time.monotonic()
+        self._outlook, self._rate = Outlook(tuple(defined[3])), _Rate()
         self._watching: Watching = watch(budget, self._see)
         self._shown = self._watching.look.balance
-        self._html = gauge_html(self._shown, self._outlook)
-        close_those_of_an_earlier_run(_open)
-        _open.add(self)
+        self._opened()
 
     @property
     def balance(self) -> Balance:
         """What it showed last."""
         return self._shown
 
-    def show(self) -> Self:
-        """Show it under this cell; once in each."""
-        with self._drawing:
-            if in_notebook() and all(view.cell != this_cell() for view in self.views):
-                self.views.append(View(OneText, (self._html,), self._html, self._text(), live=not self.closed))
-        return self
+    def _take(self, news: Look) -> bool:
+        before, self._shown = self._shown, news.balance
+        runs_out = None if news.last else self._rate.runs_out(news.balance)
+        self._outlook = replace(self._outlook, trouble=news.trouble, runs_out=runs_out)
+        return _moving(before) != _moving(news.balance)
 
-    def close(self) -> None:
-        """Read the balance for a last time and stay as plain HTML that says of when it is."""
-        if not self.closed:
-            self._finish(self._watching.end())
+    def _still_s(self) -> float:
+        return STILL_S
 
-    # --- what it is told -------------------------------------------------------------------------------------------------
+    def _runs(self) -> bool:
+        return self._shown.calls_in_flight > 0
 
-    def _see(self, look: Look) -> None:
-        """Take a look's news; called by the thread that looks, or by whoever closes the ledger."""
-        if look.last:
-            self._finish(look)
-            return
-        with self._drawing, suppress(Exception):  # a front end that is gone is no reason to look no more
-            if not self.closed:
-                self._take(look)
-                self._draw()
+    def _end(self) -> Look:
+        return self._watching.end()
 
-    def _take(self, look: Look) -> None:
-        balance = look.balance
-        if _moving(balance) != _moving(self._shown):
-            self._moved_at = time.monotonic()
-        self._shown = balance
-        self._outlook = replace(self._outlook, trouble=look.trouble, runs_out=self._rate.runs_out(balance))
+    def _made(self) -> Moving:
+        return OneText()
 
-    def _draw(self) -> None:
-        still = time.monotonic() - self._moved_at > STILL_S and not self._shown.calls_in_flight
-        self._html = gauge_html(self._shown, replace(self._outlook, final=still and not self._outlook.trouble))
-        for view in self.views:
-            if still:
-                view.freeze((self._html,), self._html, self._text())
-            else:
-                view.move((self._html,), self._html, self._text())
-
-    def _finish(self, look: Look) -> None:
-        with self._drawing:
-            if self.closed:
-                return
-            self.closed = True
-            _open.discard(self)
-            self._shown = look.balance
-            self._outlook = replace(self._outlook, trouble=look.trouble, runs_out=None, final=True)
-            self._html = gauge_html(self._shown, self._outlook)
-            for view in self.views:
-                with suppress(Exception):  # as above
-                    view.freeze((self._html,), self._html, self._text())
-
-    # --- how it is shown where nothing moves -------------------------------------------------------------------------------
-
-    def _text(self) -> str:
-        trouble = f" {self._outlook.trouble}" if self._outlook.trouble else ""
-        return said_of(self._shown, self._outlook) + trouble
+    def _picture(self, *, final: bool) -> tuple[tuple[Any, ...], str, str]:
+        outlook = replace(self._outlook, final=final and (self.closed or not self._outlook.trouble))
+        html, trouble = gauge_html(self._shown, outlook), f" {outlook.trouble}" if outlook.trouble else ""
+        return (html,), html, said_of(self._shown, outlook) + trouble
 
     def __repr__(self) -> str:
         if not self.closed:
@@ -126,18 +83,6 @@ class Gauge:
                 self._take(self._watching.hear(1.0))
         trouble = f"  ({self._outlook.trouble})" if self._outlook.trouble else ""
         return balance_text(self._shown) + trouble
-
-    def _ipython_display_(self) -> None:
-        if in_notebook():
-            self.show()
-        else:
-            print(repr(self))  # noqa: T201 - what IPython does with a repr
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def gauge(budget: Budget) -> Gauge:

@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..balance import LimitBalance, balance_of
-from ..commands import GetBalance, SetLimit
+from ..balance import LimitBalance
+from ..commands import SetLimit
 from ..errors import InvalidValue, money
 from ..ledger import Ledger
-from ..limits import window_text
+from ..limits import Cap, window_text
 from ..render import escaped, of_limit
 from ..usage import EXACT, pico_of, tokens_of, usd_of
 
@@ -83,7 +83,7 @@ def planned(ledger: Ledger, limit: LimitBalance, typed: str) -> Raise:
     if amount <= before:
         raise InvalidValue("The new limit", f"is not more than {of_limit(limit, limit.limit)}; here limits are only raised")
     given: dict[str, Any] = {"usd": None, "tokens": None, "requests": None, limit.resource: amount}
-    return Raise(limit, SetLimit(ledger.new_id(), limit.budget, limit.window, **given, reason=REASON))
+    return Raise(limit, SetLimit(ledger.new_id(), limit.budget, limit.window, **given, reason=REASON, instead_of=before))
 
 
 def carry_out(ledger: Ledger, plan: Raise) -> str:
@@ -92,10 +92,9 @@ def carry_out(ledger: Ledger, plan: Raise) -> str:
     Raises:
         TokenBudgetError: why that could not be done.
     """
-    balance = balance_of(ledger.ask(GetBalance(ledger.new_id(), plan.limit.budget)))
-    now = next((limit for limit in balance.limits if same(limit, plan.limit)), None)
-    if now is None or now.limit != plan.limit.limit:
-        there = "gone" if now is None else f"{of_limit(now, now.limit)} by now"
-        return f"Nothing was changed: the limit of {named(plan.limit)} is {there}."
-    ledger.ask(plan.command)
-    return f"The limit of {named(plan.limit)} is {plan.to} now."
+    caps = {cap[0]: Cap(*cap) for cap in ledger.ask(plan.command)[1]}
+    now = getattr(caps[plan.command.window or ""], plan.limit.resource)
+    if now == getattr(plan.command, plan.limit.resource):
+        return f"✓ The limit of {named(plan.limit)} is {plan.to} now."
+    there = of_limit(plan.limit, usd_of(now) if plan.limit.resource == "usd" else now)
+    return f"✕ Nothing was changed: the limit of {named(plan.limit)} is {there} by now."

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from contextlib import suppress
+from typing import Any, Generic, Protocol, Self, TypeVar
+from weakref import WeakSet
 
-from ..progress import has_widgets, in_notebook
+from ..progress import close_widgets, has_widgets, in_notebook
 
 
 class Moving(Protocol):
@@ -13,9 +18,15 @@ class Moving(Protocol):
 
     Attributes:
         root: the widget that is shown.
+        busy: whether whoever sees it is in the midst of something.
     """
 
     root: Any
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has to stay."""
+        ...
 
     def show(self, parts: tuple[Any, ...]) -> None:
         """Show these parts."""
@@ -24,6 +35,8 @@ class Moving(Protocol):
 
 class OneText:
     """A single widget of HTML."""
+
+    busy = False
 
     def __init__(self) -> None:
         import ipywidgets
@@ -51,6 +64,11 @@ class View:
         show: Any = display.display  # its types say less than it takes
         self._handle = show(self._bundle(html, text), raw=True, display_id=True)
 
+    @property
+    def busy(self) -> bool:
+        """Whether whoever sees it is in the midst of something."""
+        return self._moving is not None and self._moving.busy
+
     def move(self, parts: tuple[Any, ...], html: str, text: str) -> None:
         """Show this, and more of it soon.
 
@@ -76,8 +94,7 @@ class View:
         self._shown, self._frozen = parts, True
         self._handle.update(self._bundle(html, text), raw=True)
         if moving is not None:  # only now, since a view without its model says that something is wrong
-            for widget in _all_of(moving.root):
-                widget.close()
+            close_widgets(moving.root)
 
     def _begun(self, parts: tuple[Any, ...]) -> Moving | None:
         """What moves, where there are widgets."""
@@ -94,12 +111,6 @@ class View:
         return {"application/vnd.jupyter.widget-view+json": model, "text/plain": text}
 
 
-def _all_of(widget: Any) -> list[Any]:
-    """A widget and all that is made with it."""
-    inside = [part for child in getattr(widget, "children", ()) for part in _all_of(child)]
-    return [widget, *inside, widget.layout, *([widget.style] if widget.has_trait("style") else [])]
-
-
 def this_cell() -> tuple[Any, ...]:
     """Which run of which cell this is: the cell's id, where the front end tells one, and the number of the run."""
     from IPython.core.getipython import get_ipython
@@ -111,17 +122,23 @@ def this_cell() -> tuple[Any, ...]:
     return ((parent.get("metadata") or {}).get("cellId"), shell.execution_count)
 
 
-class Shows(Protocol):
-    """What is shown in views."""
+class News(Protocol):
+    """What somebody who looks is told.
 
-    views: list[View]
+    Attributes:
+        last: whether nothing more will be told.
+    """
 
-    def close(self) -> None:
-        """It moves no more."""
+    @property
+    def last(self) -> bool:
+        """Whether nothing more will be told."""
         ...
 
 
-def close_those_of_an_earlier_run(shown: Iterable[Shows]) -> None:
+N = TypeVar("N", bound=News)
+
+
+def close_those_of_an_earlier_run(shown: Iterable[Live[Any]]) -> None:
     """A cell that is run again has lost its outputs: nobody sees what it showed before."""
     if not in_notebook():
         return
@@ -129,3 +146,107 @@ def close_those_of_an_earlier_run(shown: Iterable[Shows]) -> None:
     for one in list(shown):
         if cell is not None and any(view.cell[0] == cell and view.cell[1] != run for view in one.views):
             one.close()
+
+
+class Live(ABC, Generic[N]):
+    """What is shown under cells and moves, until `close`, the end of its `with` block, or of its ledger.
+
+    Args:
+        everyone: all of its kind that are open.
+
+    Attributes:
+        views: the cells that it is shown under.
+        closed: whether it moves no more.
+    """
+
+    def __init__(self, everyone: WeakSet[Any]) -> None:
+        self.views: list[View] = []
+        self.closed, self._everyone = False, everyone
+        self._drawing = threading.RLock()
+        self._moved_at = time.monotonic()
+
+    # --- what each kind says of itself ---
+
+    @abstractmethod
+    def _take(self, news: N) -> bool:
+        """Remember what was seen; whether something has moved."""
+
+    @abstractmethod
+    def _still_s(self) -> float:
+        """How long nothing may move, after which it is plain HTML until something does."""
+
+    @abstractmethod
+    def _runs(self) -> bool:
+        """Whether calls are in flight, so that it may move at any moment."""
+
+    @abstractmethod
+    def _picture(self, *, final: bool) -> tuple[tuple[Any, ...], str, str]:
+        """What widgets show, and what is shown without them, as HTML and as text."""
+
+    @abstractmethod
+    def _made(self) -> Moving:
+        """New widgets for it."""
+
+    @abstractmethod
+    def _end(self) -> N:
+        """Look for a last time, and no more."""
+
+    # --- what all do ---
+
+    def _opened(self) -> None:
+        """It is there; others that the same cell has shown before are not seen any more."""
+        close_those_of_an_earlier_run(self._everyone)
+        self._everyone.add(self)
+
+    def show(self) -> Self:
+        """Show it under this cell; once in each."""
+        with self._drawing:
+            if in_notebook() and all(view.cell != this_cell() for view in self.views):
+                self.views.append(View(self._made, *self._picture(final=self.closed), live=not self.closed))
+        return self
+
+    def close(self) -> None:
+        """Look for a last time, and stay as plain HTML that says of when it is."""
+        if not self.closed:
+            self._finish(self._end())
+
+    def _see(self, news: N) -> None:
+        """Take the news; called by the thread that looks, or by whoever closes the ledger."""
+        if news.last:
+            self._finish(news)
+            return
+        with self._drawing, suppress(Exception):  # a front end that is gone is no reason to look no more
+            if not self.closed:
+                if self._take(news):
+                    self._moved_at = time.monotonic()
+                self._draw()
+
+    def _draw(self) -> None:
+        still = time.monotonic() - self._moved_at > self._still_s() and not self._runs()
+        picture = self._picture(final=still)
+        for view in self.views:
+            (view.freeze if still and not view.busy else view.move)(*picture)
+
+    def _finish(self, news: N) -> None:
+        with self._drawing:
+            if self.closed:
+                return
+            self.closed = True
+            self._everyone.discard(self)
+            self._take(news)
+            picture = self._picture(final=True)
+            for view in self.views:
+                with suppress(Exception):  # as above
+                    view.freeze(*picture)
+
+    def _ipython_display_(self) -> None:
+        if in_notebook():
+            self.show()
+        else:
+            print(repr(self))  # noqa: T201 - what IPython does with a repr
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
