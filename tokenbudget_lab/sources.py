@@ -217,7 +217,7 @@ def _all_different(ledgers: Sequence[Any]) -> None:
     """See to it that none is a copy of another: their calls would count twice, and their first events have one hash."""
     seen: dict[bytes, Any] = {}
     for ledger in ledgers if len(ledgers) > 1 else ():
-        if not hasattr(ledger, "events"):
+        if not callable(getattr(ledger, "events", None)):
             continue
         for first in ledger.events().select("hash").head(1).collect()["hash"]:
             other = seen.setdefault(first, ledger)
