@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -279,6 +281,24 @@ def test_a_folder_that_is_removed_lets_no_second_owner_in(place: Place, *, embed
     with tbl.connect(place.file, embedded=True) as ledger:
         assert ledger.budget("lab").balance.committed_tokens == acknowledged == LIMIT
         ledger.verify()
+
+
+def test_a_keeper_that_is_slow_to_make_room_is_waited_for(place: Place) -> None:
+    """Its folder was removed, and it comes to see that only when the machine has time for it."""
+    with tbl.connect(place.file) as ledger:
+        acknowledged, _ = spend(ledger.budget("lab", tokens=LIMIT), 1)
+        owner = int(place.read_owner()["pid"])
+        shutil.rmtree(place.folder)
+        os.kill(owner, signal.SIGSTOP)
+        late = threading.Timer(1.0, os.kill, (owner, signal.SIGCONT))
+        late.start()
+        try:
+            with tbl.connect(place.file) as other:
+                acknowledged += spend(other.budget("lab"), 1)[0]
+        finally:
+            late.join()
+        assert ledger.budget("lab").balance.committed_tokens == acknowledged
+    link.stop(place)
 
 
 def test_no_checkpoint_is_made_of_a_file_that_is_not_there_any_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

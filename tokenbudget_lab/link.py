@@ -30,6 +30,7 @@ from .commands import Reserve, Rollback
 from .conditions import Condition
 from .desk import Bell, Box, Ticket
 from .errors import (
+    FileInUse,
     InvalidValue,
     KeeperUnreachable,
     LedgerClosed,
@@ -364,6 +365,7 @@ def connect(place: Place, purpose: str, hear: Hear | None = None) -> Connection:
     place.make_folder()
     deadline = time.monotonic() + CONNECT_S
     alone_since: float | None = None
+    in_use_since: float | None = None
     pause, silent = 0.005, 0
     while True:
         connection = find(place, purpose, hear)
@@ -375,7 +377,10 @@ def connect(place: Place, purpose: str, hear: Hear | None = None) -> Connection:
             where = str(place.file)
             raise out_of_files(where, error) or KeeperUnreachable(where, f"it cannot be started ({error})") from error
         if "error" in started:
-            raise error_from_wire((started["error"][0], tuple(started["error"][1])))
+            error = error_from_wire((started["error"][0], tuple(started["error"][1])))
+            in_use_since = in_use_since or time.monotonic()
+            if not isinstance(error, FileInUse) or time.monotonic() - in_use_since > EMBEDDED_S:
+                raise error  # else it may be a keeper that makes room, as its folder was removed
         silent += "silent" in started
         if silent == STARTS:
             raise KeeperUnreachable(str(place.file), f"it was started {silent} times and ended without a word; see {place.log}")
