@@ -377,10 +377,10 @@ def connect(place: Place, purpose: str, hear: Hear | None = None) -> Connection:
             where = str(place.file)
             raise out_of_files(where, error) or KeeperUnreachable(where, f"it cannot be started ({error})") from error
         if "error" in started:
-            error = error_from_wire((started["error"][0], tuple(started["error"][1])))
+            said = error_from_wire((started["error"][0], tuple(started["error"][1])))
             in_use_since = in_use_since or time.monotonic()
-            if not isinstance(error, FileInUse) or time.monotonic() - in_use_since > EMBEDDED_S:
-                raise error  # else it may be a keeper that makes room, as its folder was removed
+            if not isinstance(said, FileInUse) or time.monotonic() - in_use_since > EMBEDDED_S:
+                raise said  # else it may be a keeper that makes room, as its folder was removed
         silent += "silent" in started
         if silent == STARTS:
             raise KeeperUnreachable(str(place.file), f"it was started {silent} times and ended without a word; see {place.log}")
