@@ -21,7 +21,7 @@ OPEN = """
     ledger = tbl.connect(":memory:")
     study = ledger.budget("study", usd=10, alerts=(0.5, 0.8))
 """
-LINE = "study: 50% of $10.00 usd is spent ($6.00)"
+LINE = "study: 50% of $10.00 is spent ($6.00)"
 
 
 @pytest.fixture
@@ -56,6 +56,10 @@ def test_the_cell_that_crossed_has_one_line(notebook: Notebook, cell: str) -> No
     """As an output and not on stderr; the next cell, which reads what was left unread, has none."""
     crossed, following = ended(notebook, cell), ended(notebook, "study.record(usd='0.1').result()")
     assert (crossed.lines, crossed.output, following.lines, following.output) == ([LINE], "", [], "")
+
+
+def test_of_thresholds_that_one_call_crosses_the_highest_is_shown(notebook: Notebook) -> None:
+    assert ended(notebook, "study.record(usd=9).result()").lines == ["study: 80% of $10.00 is spent ($9.00)"]
 
 
 def test_a_thread_that_outlasts_its_cell_says_it_there(notebook: Notebook, tmp_path: Path) -> None:

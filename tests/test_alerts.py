@@ -43,7 +43,7 @@ def test_a_charge_that_crosses_a_threshold_is_told_once(ledger: tbl.Ledger, log:
         ("lab", 0.8, Decimal("0.9"), Decimal(1)),
     ]
     assert [r.getMessage() for r in caplog.records] == [str(a) for a in told]
-    assert str(told[0]) == "lab: 50% of $1.00 usd is spent ($0.50)"
+    assert str(told[0]) == "lab: 50% of $1.00 is spent ($0.50)"
 
 
 @pytest.mark.parametrize("end", ["commit", "late", "lose", "expire", "record", "adjust", "part"])

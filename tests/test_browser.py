@@ -220,7 +220,7 @@ def test_a_bar_whose_budget_is_gone_is_one_line_that_stays(lab: Lab, opened: Cal
     tab = opened("gone", written=True)
     text = tab.page.locator(".jp-OutputArea").last.inner_text()
     shot(tab.page, "bar_gone")
-    told = ("50% of $5.00 usd is spent ($3.00)", "lab/prompt-study: 3 of 50 rows done, $4.50 spent, $0.50 left")
+    told = ("50% of $5.00 is spent ($3.00)", "lab/prompt-study: 3 of 50 rows done, $4.50 spent, $0.50 left")
     assert [text.count(line) for line in told] == [1, 1], text
     assert "widget" not in text.lower()
     assert tab.page.locator("mjx-container").count() == 0

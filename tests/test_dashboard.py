@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -232,6 +233,25 @@ def test_a_ledger_that_goes_away_keeps_its_last_values_and_says_why(ledger: tbl.
     assert all(said in text for said in ("The ledger cannot be read", "$3.10", "3.1000 USD spent", "What is shown was read"))
 
 
+def test_while_nothing_happens_balances_are_seldom_asked_for(ledger: tbl.Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of hundreds of budgets that would be a good part of a core. What an even second finds, the next spend changes."""
+    ledger.budget("quiet", usd=1)
+    asked: list[object] = []
+    balances = overseeing.Overseeing._balances
+
+    def noted(self: overseeing.Overseeing, until: float) -> object:
+        asked.append(until)
+        return balances(self, until)
+
+    monkeypatch.setattr(overseeing.Overseeing, "_balances", noted)
+    with tbl.dashboard(ledger) as dashboard:
+        until(lambda: dashboard._sight.calls is not None)
+        time.sleep(1)
+        assert len(asked) <= 2  # of ten that it looks; one each five seconds
+        ledger.budget("quiet").record(usd="0.25").result()
+        until(lambda: str(dashboard._sight.balances[0].committed_usd) == "0.25")
+
+
 def test_a_ledger_that_is_silent_is_said_to_be_so(
     ledger: tbl.Ledger, study: tbl.Budget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,6 +397,21 @@ def test_the_form_raises_a_limit_in_two_steps(ledger: tbl.Ledger, form: Form) ->
     assert ("from <span>$</span>5.00 to <span>$</span>8.00?" in form.said.value, limits_set(ledger)) == (True, [])
     form.yes.click()
     assert ("is <span>$</span>8.00 now" in form.said.value, len(limits_set(ledger))) == (True, 1)
+
+
+def test_enter_behind_the_new_limit_is_the_first_step(ledger: tbl.Ledger, form: Form) -> None:
+    form.typed._handle_custom_msg({"event": "submit"}, [])  # as the page sends it
+    assert ("to <span>$</span>8.00?" in form.said.value, limits_set(ledger)) == (True, [])
+
+
+def test_of_very_many_limits_the_fullest_can_be_chosen(ledger: tbl.Ledger, form: Form) -> None:
+    """And the form says that these are not all."""
+    for number in range(120):
+        ledger.budget(f"of{number:03}", tokens=1000).record(tokens=number + 1).result()
+    form.show(own_limits(ledger.budgets()))
+    offered = [text for text, _ in form.which.options]
+    assert (len(offered), offered[0], offered[-1]) == (100, "of021, tokens", "study, USD")
+    assert "the 100 fullest" in form.which.description
 
 
 def test_a_control_that_is_pressed_twice_does_nothing_twice(ledger: tbl.Ledger, form: Form) -> None:

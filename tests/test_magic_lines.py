@@ -35,6 +35,8 @@ def test_a_line_is_read_as_a_shell_would(line: str, read: Asked) -> None:
         ("lab --tag =b", "is no pair"),
         ("lab --window day", "needs a limit beside it"),
         ("lab 'open", "cannot be read"),
+        ("lab --tag a=b --tag a=c", "'a' is given two values, 'b' and 'c'"),
+        ("lab --usd 1 --usd=2", "--usd: is given twice"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_a_sentence(line: str, says: str) -> None:

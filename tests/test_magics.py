@@ -156,6 +156,16 @@ def test_a_budget_of_any_ledger_that_is_open_is_shown_by_its_name(notebook: Note
     assert said(notebook, "print(repr(get_ipython().run_line_magic('budget', 'own')))").startswith("own  ·")
 
 
+def test_a_cell_is_put_under_a_budget_of_any_ledger_that_is_open(notebook: Notebook) -> None:
+    """The default ledger has none of that name; of two others that have, none is guessed."""
+    spend = "%%budget own\ncurrent_budget().record(usd='0.25').result()"
+    notebook.run("mine = tbl.connect(':memory:')\nmine.budget('own', usd=1)")
+    assert "own: 1 call" in said(notebook, spend)
+    notebook.run("other = tbl.connect(':memory:')\nother.budget('own', usd=1)")
+    told = said(notebook, spend)
+    assert ("2 of the open ledgers have a budget 'own'" in told, "Nothing of this cell has run" in told) == (True, True)
+
+
 def test_kernels_whose_notebooks_have_no_name_are_told_apart(one: Notebook, two: Notebook, place: Place) -> None:  # noqa: F811 - the fixtures themselves
     """The second one spends in the same budget while the first one's cell runs."""
     folder = place.file.parent

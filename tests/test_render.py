@@ -70,7 +70,9 @@ def test_the_tightest_limit_is_named_where_it_is_an_ancestors(ledger: tbl.Ledger
     ledger.budget("lab", usd=1)
     ledger.budget("lab/study", usd=100)
     ledger.budget("lab/study").record(usd="0.90").result()
-    assert "$0.10 of $1.00 left in lab" in render.balance_text(ledger.budget("lab/study").balance)
+    assert "in lab: $0.90 committed · $0.00 held · $0.10 of $1.00 left" in render.balance_text(
+        ledger.budget("lab/study").balance
+    )
 
 
 def test_small_limits_are_shown_to_the_hundredth_of_a_cent(ledger: tbl.Ledger) -> None:

@@ -606,6 +606,26 @@ def test_an_interrupt_inside_a_blocking_wait_leaves_nothing_held(ledger: tbl.Led
     assert lab.reserve_sync(tokens=1000).tokens == 1000
 
 
+def test_an_interrupt_that_does_not_wake_the_thread_is_seen_all_the_same(ledger: tbl.Ledger) -> None:
+    """A signal that comes while Python is about to put a thread to sleep, or that another thread takes, ends no sleep."""
+    lab = ledger.budget("lab", tokens=1000)
+    elsewhere = threading.Thread(target=lambda: lab.reserve_sync(tokens=1000))
+    elsewhere.start()
+    elsewhere.join()
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        until(lambda: any(frame.f_code is Ticket.wait.__code__ for frame in frames_of(main)))
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        lab.reserve_sync(tokens=1000, wait=GRACE_S)
+    interrupter.join()
+    assert lab.balance.calls_in_flight == 1
+
+
 # --- whose room it is --------------------------------------------------------------------------------------------------------
 
 

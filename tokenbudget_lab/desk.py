@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import Empty, SimpleQueue
@@ -19,6 +21,8 @@ from .decide import Answer
 from .errors import LedgerDamaged, LedgerUnavailable
 from .events import Event
 from .ids import new_id
+
+AWAKE_S = 0.5  # how long a thread that waits sleeps without looking whether it was interrupted
 
 
 class Ticket:
@@ -95,7 +99,14 @@ class Ticket:
         lock = threading.Lock()
         lock.acquire()
         self.wake(lock.release)
-        return lock.acquire(timeout=-1 if timeout_s is None else timeout_s)
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            # Ctrl-C in the moment before a thread falls asleep, or that another thread takes, is seen only when it wakes.
+            left_s = max(0.0, until - time.monotonic())
+            if lock.acquire(timeout=min(left_s, AWAKE_S)):
+                return True
+            if left_s <= AWAKE_S:
+                return False
 
     def outcome(self) -> Answer:
         """The answer, or the error raised."""

@@ -64,8 +64,12 @@ class Alert:
     limit: Any
 
     def __str__(self) -> str:
-        show = money if self.resource == "usd" else "{:,}".format
-        spent = f"{self.threshold:.0%} of {show(self.limit)} {self.resource} is spent ({show(self.committed)})"
+        limit, committed = (
+            map(money, (self.limit, self.committed))
+            if self.resource == "usd"
+            else (f"{self.limit:,} {self.resource}", f"{self.committed:,}")
+        )
+        spent = f"{self.threshold:.0%} of {limit} is spent ({committed})"
         return f"{shown(self.budget)}: {spent}"
 
 
@@ -360,9 +364,9 @@ class Ledger:
                 callback(told)
 
     def notice(self, crossed: Iterable[tuple[Any, ...]], place: Any) -> None:
-        """Show thresholds that were crossed, where there is somebody to see it."""
+        """Show thresholds that were crossed, of each limit the highest, where there is somebody to see it."""
         if self.notices is not None:
-            for told in map(_alert, crossed):
+            for told in {(each.budget, each.resource, each.limit): each for each in map(_alert, crossed)}.values():
                 self.notices.show(told, place)
 
     # --- prices ------------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ def asked(line: str) -> Asked:
     limits: dict[str, Any] = {}
     tags: dict[str, str] = {}
     ledger: str | None = None
+    given_before: set[str] = set()
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
@@ -63,11 +64,17 @@ def asked(line: str) -> Asked:
             if not words or words[0].startswith("--"):
                 raise InvalidValue(option, f"has no value. Write {USAGE}")
             value = words.pop(0)
+        if option != "--tag" and option in given_before:
+            raise InvalidValue(option, f"is given twice. Write {USAGE}")
+        given_before.add(option)
         if option == "--tag":
             key, is_pair, label = value.partition("=")
             if not is_pair or not key:
                 raise InvalidValue("--tag", f"{told(value)} is no pair; write --tag condition=few-shot")
-            tags[key] = label
+            if tags.setdefault(key, label) != label:
+                raise InvalidValue(
+                    "--tag", f"{told(key)} is given two values, {told(tags[key])} and {told(label)}; a tag has one"
+                )
         elif option == "--ledger":
             ledger = value
         else:

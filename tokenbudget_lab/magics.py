@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -139,14 +140,29 @@ class Magics:
             raise InvalidValue(
                 asks.name, f"is a variable with the budget {told(named.name)}, which has its limits; leave them out"
             )
-        if asks.ledger is None and not _default_exists():  # and no ledger is made to find that out
-            if not asks.limits:
-                raise UnknownBudget(asks.name)
-            if "/" in asks.name:
-                raise ParentMissing(asks.name.rpartition("/")[0])
+        if asks.ledger is None and not asks.limits:
+            return self._there(asks.name)
+        if asks.ledger is None and "/" in asks.name and not _default_exists():  # and no ledger is made to find that out
+            raise ParentMissing(asks.name.rpartition("/")[0])
         ledger: Any = default_ledger() if asks.ledger is None else self._ledger(asks.ledger)
         found: Budget = ledger.budget(asks.name, **asks.limits)
         return found
+
+    def _there(self, name: str) -> Budget:
+        """The budget of that name in the default ledger, or else in the only one of the open ledgers that has it."""
+        if _default_exists():
+            with suppress(UnknownBudget):
+                default: Budget = default_ledger().budget(name)
+                return default
+        there, unread = _all_budgets()
+        found = [budget for budget in there if budget.name == budget_name(name)]
+        if len(found) > 1:
+            raise InvalidValue("--ledger", f"has to say which: {len(found)} of the open ledgers have a budget {told(name)}")
+        if not found and unread:
+            raise unread[0]
+        if not found:
+            raise UnknownBudget(name, tuple(get_close_matches(name, [budget.name for budget in there])))
+        return found[0]
 
     def _existing(self, name: str) -> Budget:
         """The budget of a variable, or of that name in the ledgers that `%budget` shows; none is made for that."""
@@ -216,7 +232,7 @@ class Magics:
           --usd, --tokens, --requests   a limit
           --window day|week|month       what it is per; without one it is a limit in all
           --tag NAME=VALUE              a tag on every call
-          --ledger NAME                 a variable with a ledger; the default ledger where not given
+          --ledger NAME                 a variable with a ledger; else the default ledger, or the open one that has it
         """
         # Here is only who calls the magic by hand, or from within another one; cells come as statements.
         self._enter(asked(said))

@@ -210,7 +210,7 @@ def meter_html(limit: LimitBalance, budget: str, alerts: tuple[float, ...] = (),
         style: where it stands in its surroundings.
     """
     amounts = f"{of_limit(limit, limit.committed)} committed and {of_limit(limit, limit.reserved)} held, {left_text(limit)}"
-    said = f"Budget {escaped(budget)}: {amounts}{'' if limit.budget == budget else f' in {escaped(limit.budget)}'}."
+    said = f"Budget {escaped(budget)}: {'' if limit.budget == budget else f'in {escaped(limit.budget)} '}{amounts}."
     used = min(100.0, 100 * limit.used_fraction)
     return (
         f'<div role="meter" aria-label="{escape(_name(limit))}" aria-valuemin="0" aria-valuemax="100" '

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .balance import Balance, balance_of
@@ -24,6 +24,7 @@ from .overview import Label, Overview, overview
 from .watching import LIVELY_S, PATIENCE_S, QUICK_S, SLOW_S, Question, trouble_of
 
 LEAST_REST_S, RESTS = 0.25, 3  # after a reading, and how many times as long as it took
+MOST_REST_S = 5.0  # after which balances are asked for, although no event has come
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Overseeing:
         self._ledger, self._told, self._by = ledger, told, by
         self._head, self._pages = Question(ledger), Question(ledger)
         self._seq, self._over = 0, False
+        self._read_at, self._balanced_at = -1, 0.0  # the last event that the balances have in them, and when they were read
         self._asking, self._reading = threading.RLock(), threading.RLock()
         self._looks, self._reads = Bell(), Bell()
         balances = tuple(ledger.budgets())
@@ -128,11 +130,23 @@ class Overseeing:
             until = time.monotonic() + within_s
             try:
                 self._seq = self._head.ask(GetHead, within_s=within_s)[1]
-                balances = self._balances(until)
+                if self._seq == self._read_at and self._holds_still():
+                    self.sight = replace(self.sight, trouble="")
+                    return
+                balances, self._read_at = self._balances(until), self._seq
+                self._balanced_at = time.monotonic()
             except TokenBudgetError as error:
                 self.sight = replace(self.sight, trouble=trouble_of(error), unread=self._unread())
             else:
                 self.sight = replace(self.sight, at=_moment(balances), balances=balances, trouble="")
+
+    def _holds_still(self) -> bool:
+        """Whether balances are as they were read, when nothing was written since: no call runs, and no window has ended."""
+        passed = time.monotonic() - self._balanced_at
+        now = self.sight.at + timedelta(seconds=passed)
+        ends = (limit.ends for each in self.sight.balances for limit in each.limits if limit.ends is not None)
+        runs = any(each.calls_in_flight for each in self.sight.balances)
+        return not runs and passed < MOST_REST_S and all(now < end for end in ends)
 
     def _unread(self) -> str:
         """Why the calls that are shown are older than the balances, when nothing more is read."""
@@ -174,6 +188,7 @@ class Overseeing:
         self._reads.ring()
 
     def _look_last(self) -> None:
+        self._read_at = -1
         self._look(PATIENCE_S / 2)
         # The other thread may be reading: then that is waited for, since nobody reads of a ledger that is closed.
         if not self.sight.trouble and self._reading.acquire(timeout=PATIENCE_S):

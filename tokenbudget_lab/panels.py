@@ -183,7 +183,7 @@ def _budget(balance: Balance) -> str:
         '<div role="listitem" style="display:flex;flex-wrap:wrap;align-items:center;column-gap:16px;'
         f'padding:3px 0;border-top:1px solid {LINE}">'
         f'<div style="flex:2 1 15em;min-width:0;padding-left:{depth * _INDENT_EM:.1f}em;box-sizing:border-box">'
-        f'<bdi>{name}</bdi> <span style="{QUIET};margin-left:6px;white-space:nowrap">{beside}</span></div>'
+        f'<bdi>{name}</bdi> <span style="{QUIET};margin-left:6px">{beside}</span></div>'
         f'<div style="flex:3 1 26em;min-width:0">{limits}</div></div>'
     )
 
@@ -224,9 +224,8 @@ def over_time_html(calls: Overview) -> str:
     )
     every, highest = every_text(calls.every), f"{_amount(most, name, calls)} at {_when(most['period'], calls.every)}"
     unit = "USD" if name == "cost_usd" else "tokens"
-    unpriced = (
-        f", {calls.total['unpriced_calls']:,} calls without a known cost left out" if calls.total["unpriced_calls"] else ""
-    )
+    lacking = calls.total["unpriced_calls"] if name == "cost_usd" else 0
+    unpriced = f", {lacking:,} call{'' if lacking == 1 else 's'} without a known cost left out" if lacking else ""
     begins, ends = _when(first, calls.every), _when(last, calls.every)
     said = f"{unit} per {every}, from {begins} to {ends} UTC; the most is {highest}{unpriced}"
     return (

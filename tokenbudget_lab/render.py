@@ -157,12 +157,9 @@ def balance_text(balance: Balance, width: int = 24, glyphs: str = BLOCKS) -> str
     limit, name = tightest(balance), escaped(balance.budget)
     if limit is None:
         return f"{name}  {_unlimited(balance)}"
-    parts = [
-        f"{of_limit(limit, limit.committed)} committed",
-        f"{of_limit(limit, limit.reserved)} held",
-        left_text(limit) + ("" if limit.budget == balance.budget else f" in {escaped(limit.budget)}"),
-    ]
-    text = f"{name}  {bar(limit, width, glyphs)}  {' · '.join(parts)}"
+    where = "" if limit.budget == balance.budget else f"in {escaped(limit.budget)}: "
+    parts = (f"{of_limit(limit, limit.committed)} committed", f"{of_limit(limit, limit.reserved)} held", left_text(limit))
+    text = f"{name}  {bar(limit, width, glyphs)}  {where}{' · '.join(parts)}"
     return text if glyphs == BLOCKS else text.replace("·", "-")
 
 
@@ -176,9 +173,8 @@ def sentence(balance: Balance) -> str:
     if not balance.limits:
         return f"Budget {name}: {_unlimited(balance)}."
     told = (
-        f"{of_limit(limit, limit.committed)} committed and "
-        f"{of_limit(limit, limit.reserved)} held, {left_text(limit)}"
-        + ("" if limit.budget == balance.budget else f" in {escaped(limit.budget)}")
+        ("" if limit.budget == balance.budget else f"in {escaped(limit.budget)} ")
+        + f"{of_limit(limit, limit.committed)} committed and {of_limit(limit, limit.reserved)} held, {left_text(limit)}"
         for limit in balance.limits
     )
     return f"Budget {name}: {'; '.join(told)}."

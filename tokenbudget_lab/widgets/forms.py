@@ -22,6 +22,14 @@ _WIDE = "60em"
 _RULED: dict[str, Any] = {"border_top": f"1px solid {LINE}", "margin": "6px 0 0", "padding": "6px 0 2px", "overflow": "visible"}
 
 
+def fullest(limits: tuple[LimitBalance, ...]) -> tuple[LimitBalance, ...]:
+    """As many limits as can be chosen from, in their order; of more than that, those of which most is used."""
+    if len(limits) <= MOST_CHOICES:
+        return limits
+    ranked = sorted(range(len(limits)), key=lambda n: (-limits[n].used_fraction, n))
+    return tuple(limits[n] for n in sorted(ranked[:MOST_CHOICES]))
+
+
 class Form:
     """A limit is chosen, a new one typed, and what would be done is said; only then can it be confirmed.
 
@@ -51,12 +59,15 @@ class Form:
         for field in (self.which, self.typed):
             field.observe(self._changed, "value")
         self.ask.on_click(lambda _: self._prepare())
+        self.typed.on_msg(lambda _, said, __: self._prepare() if said.get("event") == "submit" else None)  # by Enter
         self.yes.on_click(lambda _: self._confirm())
         self.no.on_click(lambda _: self._end("Nothing was changed."))
 
     def show(self, limits: tuple[LimitBalance, ...]) -> None:
         """Offer these limits."""
-        before, self._limits = self._limits, limits[:MOST_CHOICES]
+        before, self._limits = self._limits, fullest(limits)
+        more = len(limits) - len(self._limits)
+        self.which.description = f"Raise limit of (the {MOST_CHOICES} fullest)" if more else "Raise limit of"
         if len(before) == len(self._limits) and all(map(same, before, self._limits)):
             return
         chosen = None if self.which.index is None else before[self.which.index]
