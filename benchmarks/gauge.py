@@ -4,7 +4,8 @@ The ledger is in memory, where nothing but the interpreter is in the way of a ca
 turns, so that what else this machine does meets both, and each round with one is compared with the two beside it. What is
 compared is the CPU time that the whole process used while pairs were made: whatever the gauge's thread does in their way is in
 it, and what other processes do is not. The cost is the median over all rounds, with the interval in which it is with 95 %.
-What the gauge's own thread uses is counted apart, also while no pair is made: it can be told more closely.
+What the gauge's own thread uses, and the one that sends what it shows, is counted apart, also while no pair is made: it can be
+told more closely.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 
 from jupyter_client.manager import KernelManager
 
-TURNS, ROUND_S, SETTLE_S, RATE = 240, 0.25, 0.1, 1000
+TURNS, ROUND_S, SETTLE_S, RATE = 100, 0.5, 0.2, 1000
 CELL = f"""
 import json, threading, time
 import tokenbudget_lab as tbl
@@ -28,8 +29,8 @@ def round_of(study):
     return pairs(study, {ROUND_S})
 
 def own():
-    "CPU seconds of the gauge's thread."
-    threads = [thread for thread in threading.enumerate() if thread.name == "tokenbudget-watch"]
+    "CPU seconds of the gauge's thread, and of the one that sends what a kernel shows."
+    threads = [thread for thread in threading.enumerate() if thread.name in ("tokenbudget-watch", "IOPub")]
     return sum(time.clock_gettime(time.pthread_getcpuclockid(thread.ident)) for thread in threads)
 
 def pairs(study, seconds):
@@ -101,7 +102,7 @@ def main() -> None:
         f"CPU of a pair: {means[0]:.3f} ms without, {means[1]:.3f} ms with; a gauge costs {told(cpu)}; of its time {told(wall)}"
     )
     share = sorted(row[3] * 1e3 / means[0] for row in watched)
-    print(f"the CPU of the gauge's own thread, wherever it runs, is {told(share)} of that of the pairs")
+    print(f"the CPU of the threads that look and send, whenever they run, is {told(share)} of that of the pairs")
 
 
 def longer(plain: list[list[float]], watched: list[list[float]], which: int) -> list[float]:

@@ -184,7 +184,7 @@ def test_a_closed_dashboard_has_the_last_value(ledger: tbl.Ledger, study: tbl.Bu
     """Of the balances and of what is computed from the events."""
     with tbl.dashboard(ledger) as dashboard:
         study.record(usd="0.25").result()
-    text = Page(dashboard._picture()[1]).text
+    text = Page(dashboard._picture().html()).text
     assert ("$3.35" in text, "3.3500 USD spent · 3 calls" in text, f"As of {dashboard._sight.at:%Y-%m-%d}" in text) == (
         True,
         True,
@@ -196,7 +196,7 @@ def test_closing_the_ledger_tells_it_the_last_value(ledger: tbl.Ledger, study: t
     dashboard = tbl.dashboard(ledger)
     study.record(usd="0.25").result()
     ledger.close()
-    assert (dashboard.closed, "3.3500 USD spent" in Page(dashboard._picture()[1]).text) == (True, True)
+    assert (dashboard.closed, "3.3500 USD spent" in Page(dashboard._picture().html()).text) == (True, True)
 
 
 def test_its_threads_end_with_it(ledger: tbl.Ledger, study: tbl.Budget) -> None:
@@ -229,7 +229,7 @@ def test_a_ledger_that_goes_away_keeps_its_last_values_and_says_why(ledger: tbl.
     ledger.desk.close()
     until(lambda: bool(dashboard._sight.trouble))
     dashboard.close()
-    text = Page(dashboard._picture()[1]).text
+    text = Page(dashboard._picture().html()).text
     assert all(said in text for said in ("The ledger cannot be read", "$3.10", "3.1000 USD spent", "What is shown was read"))
 
 
@@ -271,7 +271,7 @@ def test_a_ledger_that_is_silent_is_said_to_be_so(
         receipt = study.record(usd="0.25")
         inside.wait(GRACE_S)
         until(lambda: "has not answered" in dashboard._sight.trouble)
-        shown = Page(dashboard._picture()[1]).text
+        shown = Page(dashboard._picture().html()).text
         go_on.set()
         receipt.result()
         until(lambda: not dashboard._sight.trouble)
@@ -300,7 +300,7 @@ def test_calls_that_could_not_be_read_are_not_shown_as_new(
         monkeypatch.setattr("tokenbudget_lab.overseeing.overview", full)
         study.record(usd="0.25").result()
         until(lambda: bool(dashboard._sight.unread))
-    text = Page(dashboard._picture()[1]).text
+    text = Page(dashboard._picture().html()).text
     assert all(said in text for said in ("newer than what is told of calls", "the disk is full", "$3.35 ·"))
 
 

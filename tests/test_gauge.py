@@ -282,7 +282,7 @@ def test_a_budget_that_cannot_be_read_any_more_keeps_its_last_value_and_says_why
     study.ledger.desk.close()
     until(lambda: bool(gauge._outlook.trouble))
     gauge.close()
-    text = Page(gauge._picture(final=gauge.closed)[1]).text
+    text = Page(gauge._picture(final=gauge.closed).html()).text
     assert all(said in text for said in ("The ledger cannot be read", "$3.10 committed", "What is shown was read"))
 
 
@@ -303,7 +303,7 @@ def test_a_ledger_that_is_silent_is_said_to_be_so(study: tbl.Budget, monkeypatch
         receipt = study.record(usd="0.25")
         inside.wait(GRACE_S)
         until(lambda: "has not answered" in gauge._outlook.trouble)
-        shown = Page(gauge._picture(final=gauge.closed)[1]).text
+        shown = Page(gauge._picture(final=gauge.closed).html()).text
         go_on.set()
         receipt.result()
         until(lambda: not gauge._outlook.trouble)

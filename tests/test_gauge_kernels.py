@@ -30,9 +30,9 @@ OPEN = """
 
     def shows(gauge, text):
         end = time.monotonic() + 20
-        while text not in gauge._picture(final=False)[2] and time.monotonic() < end:
+        while text not in gauge._picture(final=False).text() and time.monotonic() < end:
             time.sleep(0.002)
-        return text in gauge._picture(final=False)[2]
+        return text in gauge._picture(final=False).text()
 """
 
 

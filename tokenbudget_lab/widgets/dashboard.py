@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakSet
 
 from ..balance import LimitBalance
@@ -16,7 +15,7 @@ from ..errors import InvalidType, told
 from ..overseeing import Overseeing, Sight
 from ..overview import ALWAYS, Label
 from ..panels import dashboard_html, dashboard_text, own_limits, parts_of
-from .views import Live, Moving
+from .views import Live, Moving, Picture
 
 STILL_S = 600.0  # without a change, after which it is plain HTML for as long as nothing moves; its form is gone meanwhile
 _open: WeakSet[Dashboard] = WeakSet()
@@ -79,11 +78,12 @@ class Dashboard(Live[Sight]):
         self._by, self._moved_at = by, time.monotonic()
         self._overseeing.choose(by)
 
-    def _picture(self, *, final: bool = False) -> tuple[tuple[Any, ...], str, str]:  # noqa: ARG002 - what needs no widgets says of when it is
+    def _picture(self, *, final: bool = False) -> Picture:  # noqa: ARG002 - what needs no widgets says of when it is
         sight, where = self._sight, self._where
         calls = sight.calls
         choices = Choices(own_limits(sight.balances), calls.labels if calls else (), self._by or (calls.by if calls else None))
-        return (*parts_of(sight, where), choices), dashboard_html(sight, where), dashboard_text(sight, where)
+        parts = (*parts_of(sight, where), choices)
+        return Picture(parts, lambda: dashboard_html(sight, where), lambda: dashboard_text(sight, where))
 
     def __repr__(self) -> str:
         return dashboard_text(self._sight, self._where)

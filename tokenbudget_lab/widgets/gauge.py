@@ -22,7 +22,7 @@ from ..meters import Outlook, gauge_html
 from ..meters import told as said_of
 from ..render import balance_text, tightest
 from ..watching import Look, Watching, watch
-from .views import Live, Moving, OneText
+from .views import Live, Moving, OneText, Picture
 
 STILL_S = 30.0  # without a change, after which it is plain HTML for as long as nothing moves
 RECENT = timedelta(seconds=60)  # what its rate is computed from
@@ -72,10 +72,10 @@ class Gauge(Live[Look]):
     def _made(self) -> Moving:
         return OneText()
 
-    def _picture(self, *, final: bool) -> tuple[tuple[Any, ...], str, str]:
-        outlook = replace(self._outlook, final=final and (self.closed or not self._outlook.trouble))
-        html, trouble = gauge_html(self._shown, outlook), f" {outlook.trouble}" if outlook.trouble else ""
-        return (html,), html, said_of(self._shown, outlook) + trouble
+    def _picture(self, *, final: bool) -> Picture:
+        outlook, balance = replace(self._outlook, final=final and (self.closed or not self._outlook.trouble)), self._shown
+        html, trouble = gauge_html(balance, outlook), f" {outlook.trouble}" if outlook.trouble else ""
+        return Picture((html,), lambda: html, lambda: said_of(balance, outlook) + trouble)
 
     def __repr__(self) -> str:
         if not self.closed:

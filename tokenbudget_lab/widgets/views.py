@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 from weakref import WeakSet
 
 from ..progress import close_widgets, has_widgets, in_notebook
@@ -33,6 +33,20 @@ class Moving(Protocol):
         ...
 
 
+class Picture(NamedTuple):
+    """What is shown at a moment.
+
+    Attributes:
+        parts: for widgets; where they are what is shown, nothing is new.
+        html: makes what stands where there are no widgets.
+        text: makes what stands where no HTML is shown.
+    """
+
+    parts: tuple[Any, ...]
+    html: Callable[[], str]
+    text: Callable[[], str]
+
+
 class OneText:
     """A single widget of HTML."""
 
@@ -55,44 +69,38 @@ class View:
         cell: which run of which cell.
     """
 
-    def __init__(self, made: Callable[[], Moving], parts: tuple[Any, ...], html: str, text: str, *, live: bool) -> None:
+    def __init__(self, made: Callable[[], Moving], picture: Picture, *, live: bool) -> None:
         from IPython import display
 
         self.cell, self._made = this_cell(), made
-        self._moving = self._begun(parts) if live else None
-        self._shown, self._frozen = parts, not live
+        self._moving = self._begun(picture.parts) if live else None
+        self._shown, self._frozen = picture.parts, not live
         show: Any = display.display  # its types say less than it takes
-        self._handle = show(self._bundle(html, text), raw=True, display_id=True)
+        self._handle = show(self._bundle(picture), raw=True, display_id=True)
 
     @property
     def busy(self) -> bool:
         """Whether whoever sees it is in the midst of something."""
         return self._moving is not None and self._moving.busy
 
-    def move(self, parts: tuple[Any, ...], html: str, text: str) -> None:
-        """Show this, and more of it soon.
-
-        Args:
-            parts: for widgets; where they are what is shown, nothing is new.
-            html: for where there are none.
-            text: for where no HTML is shown.
-        """
-        if parts == self._shown:
+    def move(self, picture: Picture) -> None:
+        """Show this, and more of it soon."""
+        if picture.parts == self._shown:
             return
-        self._shown, self._frozen = parts, False
+        self._shown, self._frozen = picture.parts, False
         if self._moving is not None:
-            self._moving.show(parts)
+            self._moving.show(picture.parts)
         else:
-            self._moving = self._begun(parts)
-            self._handle.update(self._bundle(html, text), raw=True)
+            self._moving = self._begun(picture.parts)
+            self._handle.update(self._bundle(picture), raw=True)
 
-    def freeze(self, parts: tuple[Any, ...], html: str, text: str) -> None:
+    def freeze(self, picture: Picture) -> None:
         """Show this as plain HTML; what widgets were is gone without a trace."""
-        if self._frozen and parts == self._shown:
+        if self._frozen and picture.parts == self._shown:
             return
         moving, self._moving = self._moving, None
-        self._shown, self._frozen = parts, True
-        self._handle.update(self._bundle(html, text), raw=True)
+        self._shown, self._frozen = picture.parts, True
+        self._handle.update(self._bundle(picture), raw=True)
         if moving is not None:  # only now, since a view without its model says that something is wrong
             close_widgets(moving.root)
 
@@ -104,9 +112,10 @@ class View:
         moving.show(parts)
         return moving
 
-    def _bundle(self, html: str, text: str) -> dict[str, Any]:
+    def _bundle(self, picture: Picture) -> dict[str, Any]:
+        text = picture.text()
         if self._moving is None:
-            return {"text/html": html, "text/plain": text}
+            return {"text/html": picture.html(), "text/plain": text}
         model = {"version_major": 2, "version_minor": 0, "model_id": self._moving.root.model_id}
         return {"application/vnd.jupyter.widget-view+json": model, "text/plain": text}
 
@@ -180,8 +189,8 @@ class Live(ABC, Generic[N]):
         """Whether calls are in flight, so that it may move at any moment."""
 
     @abstractmethod
-    def _picture(self, *, final: bool) -> tuple[tuple[Any, ...], str, str]:
-        """What widgets show, and what is shown without them, as HTML and as text."""
+    def _picture(self, *, final: bool) -> Picture:
+        """What is to be shown now."""
 
     @abstractmethod
     def _made(self) -> Moving:
@@ -202,7 +211,7 @@ class Live(ABC, Generic[N]):
         """Show it under this cell; once in each."""
         with self._drawing:
             if in_notebook() and all(view.cell != this_cell() for view in self.views):
-                self.views.append(View(self._made, *self._picture(final=self.closed), live=not self.closed))
+                self.views.append(View(self._made, self._picture(final=self.closed), live=not self.closed))
         return self
 
     def close(self) -> None:
@@ -225,7 +234,7 @@ class Live(ABC, Generic[N]):
         still = time.monotonic() - self._moved_at > self._still_s() and not self._runs()
         picture = self._picture(final=still)
         for view in self.views:
-            (view.freeze if still and not view.busy else view.move)(*picture)
+            (view.freeze if still and not view.busy else view.move)(picture)
 
     def _finish(self, news: N) -> None:
         with self._drawing:
@@ -237,7 +246,7 @@ class Live(ABC, Generic[N]):
             picture = self._picture(final=True)
             for view in self.views:
                 with suppress(Exception):  # as above
-                    view.freeze(*picture)
+                    view.freeze(picture)
 
     def _ipython_display_(self) -> None:
         if in_notebook():
