@@ -31,7 +31,7 @@ from tokenbudget_lab.accounts import Account, Node, Totals
 from tokenbudget_lab.commands import Command
 from tokenbudget_lab.conditions import Condition
 from tokenbudget_lab.decide import is_full
-from tokenbudget_lab.desk import Box, Desk, Ticket
+from tokenbudget_lab.desk import Bell, Box, Desk, Ticket
 from tokenbudget_lab.errors import LedgerCorrupt, Refused
 from tokenbudget_lab.events import Event, from_detail
 from tokenbudget_lab.ledger import Ledger
@@ -55,6 +55,9 @@ class Recording:
         self._file = (folder / f"{os.getpid()}-{time.monotonic_ns()}.history").open("xb", buffering=0)
         self._numbers, self._boxes = itertools.count(), dict[Box, RecordingBox]()
         self.on_its_way: dict[int, int] = {}  # what each ticket was written down as
+
+    def watch(self, bell: Bell) -> bool:
+        return self._desk.watch(bell)
 
     def submit(self, ticket: Ticket) -> None:
         """Write a command down, then hand it in."""

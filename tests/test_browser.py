@@ -239,13 +239,13 @@ study
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 @pytest.mark.parametrize("width", [1100, 420])
 def test_gauges_are_accessible_in_both_themes(opened: Callable[..., Tab], theme: str, width: int) -> None:
-    """Moving ones and one that stands still, over their limit and under it, with two alerts; on wide and narrow pages."""
+    """Moving ones and one that stands still, over their limit and under it, with an alert; on wide and narrow pages."""
     name = f"shown_{theme}_{width}"
     tab = opened(name, START.format(name=name), SHOWN, width=width)
     tab.command("application:toggle-left-area")  # on a narrow page it would leave no room
     tab.run_all()
     tab.theme(f"JupyterLab {theme}")
-    wait_until(lambda: tab.page.locator(".tokenbudget").count() == 6, "the gauges and alerts are not there")
+    wait_until(lambda: tab.page.locator(".tokenbudget").count() == 5, "the gauges and the alert are not there")
     tab.page.locator(".tokenbudget").last.scroll_into_view_if_needed()
     shot(tab.page, name)
     tab.page.locator(".tokenbudget").first.scroll_into_view_if_needed()

@@ -31,7 +31,7 @@ from tests.soaking import Pace
 from tokenbudget_lab import commands as ask
 from tokenbudget_lab.clock import Mark
 from tokenbudget_lab.conditions import Condition
-from tokenbudget_lab.desk import DirectBox, Ticket
+from tokenbudget_lab.desk import Bell, DirectBox, Ticket
 from tokenbudget_lab.errors import BudgetExceeded, InvalidValue, LedgerClosed, LedgerCorrupt, StoreFailed
 from tokenbudget_lab.events import FIELDS, GENESIS, Event, Kind, chained
 from tokenbudget_lab.ids import uuid7_source
@@ -571,6 +571,9 @@ class FailingStore:
 
     def listen(self, ring: Callable[[], None]) -> None:
         self._shared.listen(ring)
+
+    def watch(self, bell: Bell) -> bool:
+        return self._shared.watch(bell)
 
     def kept(self, seq: int, head: bytes) -> bool:
         return self._shared.kept(seq, head)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from importlib import resources
 from typing import Any
 
 import psycopg
@@ -121,6 +122,29 @@ def role(database: str) -> Iterator[Callable[[str], str]]:
     for name in made:
         for drop in (f"drop owned by {name}", f"drop role {name}"):
             server.run(drop, name_of(database))
+
+
+def test_an_older_schema_is_brought_up_to_date_by_init_and_keeps_rights_and_ledgers(
+    database: str, role: Callable[[str], str]
+) -> None:
+    """As the first version made it, with a role that may spend there."""
+    spender = role("spender_of_old")
+    server, name = postgres.server(), name_of(database)
+    server.run("drop schema tokenbudget cascade", name)
+    first = resources.files("tokenbudget_lab.stores").joinpath("postgres.sql").read_text()
+    server.run(first, name)
+    server.run("insert into tokenbudget.meta values (1)", name)
+    server.run(f"insert into tokenbudget.heads (name) values ('{server_of(database).ledger}')", name)  # noqa: S608 - our own
+    given = founding._READ + founding._SPEND.replace(", tokenbudget.watching", "")
+    server.run(given.format(role=f"spender_of_old_{os.getpid()}"), name)
+    assert "tokenbudget init" in refused(database, tbl.VersionMismatch)
+    assert founding.found(database) == (server_of(database).where, False)
+    with tbl.connect(database) as ledger, tbl.connect(spender) as theirs:
+        study = ledger.budget("study", usd=1)
+        with tbl.gauge(study):
+            postgres.wait_until(lambda: server.run("select 1 from tokenbudget.watching", name))
+            theirs.budget("study").record(usd="0.25").result()
+        assert (str(study.balance.committed_usd), ledger.verify().events) == ("0.25", 3)
 
 
 def test_a_role_that_may_read_reads_and_does_not_spend(role: Callable[[str], str], database: str) -> None:

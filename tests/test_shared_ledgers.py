@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import tokenbudget_lab as tbl
 from tests import postgres
 from tests.cutting import Verdict, at, by_chance, way
 from tests.soaking import Pace
-from tokenbudget_lab import writer
+from tokenbudget_lab import watching, writer
+from tokenbudget_lab.desk import Bell
 from tokenbudget_lab.servers import server_of
 from tokenbudget_lab.stores.postgres import PostgresStore
 
@@ -273,6 +275,21 @@ def test_who_waits_looks_by_itself_where_nobody_can_call(url: str, monkeypatch: 
         time.sleep(0.2)
         held.rollback().result()
         assert waiting.result(timeout=10).id != held.id
+
+
+def test_who_watches_is_called_by_whoever_changes_something_elsewhere(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gauge and a dashboard here, which would not look by themselves; spend, and then spend again, there."""
+    for name in ("SLOW_S", "CALLED_S"):
+        monkeypatch.setattr(watching, name, 60.0)
+    with tbl.connect(url) as here, tbl.connect(url) as there:
+        study = here.budget("study", usd=5)
+        with tbl.gauge(study) as gauge, tbl.dashboard(here) as dashboard:
+            postgres.wait_until(lambda: here.desk.watch(Bell()))
+            time.sleep(watching.LIVELY_S + 0.5)  # both are at rest
+            for spent in (Decimal("0.25"), Decimal("0.50")):
+                there.budget("study").record(usd="0.25").result()
+                postgres.wait_until(lambda spent=spent: gauge._shown.committed_usd == spent)
+                postgres.wait_until(lambda spent=spent: dashboard._sight.balances[0].committed_usd == spent)
 
 
 def test_two_ledgers_of_one_database_never_touch(url: str) -> None:

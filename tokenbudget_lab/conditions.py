@@ -39,6 +39,18 @@ def _depth(condition: Condition) -> int:
     return 1 + max(map(_depth, condition[1:])) if condition[0] in ("all", "any", "not") else 1
 
 
+def columns_of(condition: Condition) -> set[str]:
+    """The columns that it looks at.
+
+    Examples:
+        >>> sorted(columns_of(("all", ("=", "kind", "x"), ("not", ("null", "key")))))
+        ['key', 'kind']
+    """
+    if condition[0] in ("all", "any", "not"):
+        return {name for each in condition[1:] for name in columns_of(each)}
+    return {condition[1]}
+
+
 def to_sql(condition: Condition, columns: Collection[str]) -> tuple[str, dict[str, Any]]:
     """A condition as DuckDB's SQL, with its parameters.
 

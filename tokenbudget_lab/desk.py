@@ -231,6 +231,10 @@ class Desk(Source, Protocol):
         """The events up to a `seq`, in order, in batches, each with whether its hashes are known to continue the chain."""
         ...
 
+    def watch(self, bell: Bell) -> bool:
+        """Somebody shows what the ledger comes to: ring when it has changed; whether that is so, and looking is not needed."""
+        ...
+
     def close(self) -> None:
         """Answer what was handed in, then let go."""
         ...
@@ -239,7 +243,7 @@ class Desk(Source, Protocol):
 class Bell:
     """Wakes one thread. Ringing is one step in C: Ctrl-C inside `threading.Event.set` would leave its lock taken for ever."""
 
-    __slots__ = ("_rung",)
+    __slots__ = ("__weakref__", "_rung")
 
     def __init__(self) -> None:
         self._rung: SimpleQueue[None] = SimpleQueue()

@@ -579,8 +579,12 @@ class VersionMismatch(LedgerUnavailable):
     def _text(self) -> str:
         return (
             f"{self.what} version {self.theirs} found, this package speaks {self.ours}; "
-            "use the same version of tokenbudget_lab everywhere, then restart the kernels."
+            f"use the same version of tokenbudget_lab everywhere, then restart the kernels{self._update()}."
         )
+
+    def _update(self) -> str:
+        older = self.what == "schema" and 0 < self.theirs < self.ours
+        return "; `tokenbudget init`, by whoever made a ledger on PostgreSQL, brings that up to date" if older else ""
 
 
 class NotALedger(LedgerUnavailable):

@@ -9,8 +9,8 @@ from .errors import InvalidValue, LedgerUnavailable, VersionMismatch
 from .servers import connected, server_of, told
 from .stores.postgres import SCHEMA
 
-# From each version of the schema to the next; a newer one is never changed by an older package.
-MIGRATIONS: dict[int, str] = {}
+# What makes each version of the schema out of the one before; a newer one is never changed by an older package.
+VERSIONS = {1: "postgres.sql", 2: "postgres_2.sql"}
 _READ = """
     grant usage on schema tokenbudget to {role};
     grant select on all tables in schema tokenbudget to {role};
@@ -19,13 +19,13 @@ _READ = """
 _SPEND = """
     grant insert on tokenbudget.log to {role};
     grant insert, update, delete on tokenbudget.budgets_now, tokenbudget.totals to {role};
-    grant insert, update, delete on tokenbudget.in_flight, tokenbudget.waiting to {role};
+    grant insert, update, delete on tokenbudget.in_flight, tokenbudget.waiting, tokenbudget.watching to {role};
     grant update on tokenbudget.heads to {role};
 """
 
 
 def found(url: str, *, read: Sequence[str] = (), spend: Sequence[str] = ()) -> tuple[str, bool]:
-    """Make the schema where there is none, and the ledger where there is none; say who may use it.
+    """Make the schema, or bring it up to date, and the ledger where there is none; say who may use it.
 
     Args:
         url: of the ledger; its user must be allowed to make a schema.
@@ -49,15 +49,14 @@ def found(url: str, *, read: Sequence[str] = (), spend: Sequence[str] = ()) -> t
         with con, con.transaction():
             con.execute("select pg_advisory_xact_lock(hashtext('tokenbudget'))")  # two of us at the same time
             _must_be_utf8(con.info.parameter_status("server_encoding"))
-            if con.execute("select to_regclass('tokenbudget.meta')").fetchall() == [(None,)]:
-                con.execute(files("tokenbudget_lab.stores").joinpath("postgres.sql").read_text().encode())
-                con.execute("insert into tokenbudget.meta values (%s)", (SCHEMA,))
-            have = con.execute("select schema from tokenbudget.meta").fetchall()[0][0]
+            is_new = con.execute("select to_regclass('tokenbudget.meta')").fetchall() == [(None,)]
+            have = 0 if is_new else con.execute("select schema from tokenbudget.meta").fetchall()[0][0]
             if have > SCHEMA:
                 raise VersionMismatch("schema", SCHEMA, have)
-            for version in range(have, SCHEMA):
-                con.execute(MIGRATIONS[version].encode())
-                con.execute("update tokenbudget.meta set schema = %s", (version + 1,))
+            for version in range(have + 1, SCHEMA + 1):
+                con.execute(files("tokenbudget_lab.stores").joinpath(VERSIONS[version]).read_text().encode())
+            con.execute("delete from tokenbudget.meta")
+            con.execute("insert into tokenbudget.meta values (%s)", (SCHEMA,))
             made = con.execute(
                 "insert into tokenbudget.heads (name) values (%s) on conflict (name) do nothing returning ledger",
                 (server.ledger,),

@@ -120,6 +120,10 @@ class Link:
         connection.send_bytes(pack((None if columns is None else tuple(columns), upto, where, uuids)))
         return pa.ipc.open_stream(pa.PythonFile(_FromConnection(connection), mode="r"))
 
+    def watch(self, bell: Bell) -> bool:  # noqa: ARG002 - a keeper on this machine is soon asked
+        """Never: it is looked at."""
+        return False
+
     def events(self, upto: int) -> Iterator[Event]:
         """The events up to a `seq`, in order."""
         return from_arrow(self.arrow(None, upto))

@@ -21,7 +21,7 @@ from .decide import is_full
 from .desk import Bell
 from .errors import TokenBudgetError
 from .overview import Label, Overview, overview
-from .watching import LIVELY_S, PATIENCE_S, QUICK_S, SLOW_S, Question, trouble_of
+from .watching import PATIENCE_S, Question, rest_s, trouble_of
 
 LEAST_REST_S, RESTS = 0.25, 3  # after a reading, and how many times as long as it took
 MOST_REST_S = 5.0  # after which balances are asked for, although no event has come
@@ -98,7 +98,7 @@ class Overseeing:
     def _look_on(self) -> None:
         changed_at = time.monotonic()
         while self._goes_on():
-            self._looks.wait(QUICK_S if time.monotonic() - changed_at < LIVELY_S else SLOW_S)
+            self._looks.wait(rest_s(self._ledger, self._looks, changed_at))
             before = self.sight.moving()
             if self._goes_on():
                 self._look(PATIENCE_S)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from .accounts import Node, Totals
 from .commands import Command, Commit, GetBalance, GetBudget, GetEntry, GetHead, ListBudgets, Record, Reserve
 from .decide import Decisions
+from .desk import Bell
 from .errors import AccessDenied
 from .events import Event
 from .ids import part_id
@@ -131,6 +132,10 @@ class SharedStore(Store, Protocol):
 
     def listen(self, ring: Callable[[], None]) -> None:
         """Somebody waits in this process: be called when something was freed in another, where that can be."""
+        ...
+
+    def watch(self, bell: Bell) -> bool:
+        """Somebody in this process shows what it comes to: ring when it was changed; whether that is so already."""
         ...
 
     def kept(self, seq: int, head: bytes) -> bool:

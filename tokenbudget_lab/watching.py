@@ -23,7 +23,8 @@ from .handles import Budget
 from .ledger import Ledger
 
 QUICK_S, SLOW_S = 0.17, 0.4  # between two looks, while something changes and while nothing does
-LIVELY_S = 2.0  # how long after a change the next one is expected soon
+CALLED_S = 3.0  # the latter where the ledger calls
+LIVELY_S = 2.0  # how long after a change the next one is expected soon; more than a call may be late
 PATIENCE_S = 2.0  # for an answer, before it is said that there is none
 
 
@@ -100,6 +101,12 @@ class Question:
 def trouble_of(error: TokenBudgetError) -> str:
     """Why there is nothing newer, as a sentence."""
     return str(error) if isinstance(error, Silent) else f"The ledger cannot be read: {error}"
+
+
+def rest_s(ledger: Ledger, bell: Bell, changed_at: float) -> float:
+    """How long to rest before the next look, unless the bell rings."""
+    called = ledger.desk.watch(bell)
+    return QUICK_S if time.monotonic() - changed_at < LIVELY_S else CALLED_S if called else SLOW_S
 
 
 class Watching:
@@ -189,8 +196,7 @@ class _Watch:
     def _look_on(self, ledger: Ledger) -> None:
         changed_at = time.monotonic()
         while True:
-            lively = time.monotonic() - changed_at < LIVELY_S
-            self._bell.wait(QUICK_S if lively else SLOW_S)
+            self._bell.wait(rest_s(ledger, self._bell, changed_at))
             with self._changing:
                 looking = tuple(self._all)
                 if not looking:

@@ -230,6 +230,10 @@ class Writer:
         self._check_open()
         return self.store.proved(upto)
 
+    def watch(self, bell: Bell) -> bool:
+        """Others may change it: ring when they do; whether that is so."""
+        return self.sharing is not None and not self._closing and cast("SharedStore", self.store).watch(bell)
+
     def _check_open(self) -> None:
         if self._closing or self._forked:
             raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)

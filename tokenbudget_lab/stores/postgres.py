@@ -12,13 +12,16 @@ import json
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
+from weakref import WeakSet
 
 from ..clock import Mark
-from ..conditions import Condition
+from ..conditions import Condition, columns_of
+from ..desk import Bell
 from ..errors import (
     InvalidValue,
     LedgerCorrupt,
@@ -41,7 +44,7 @@ from ..store import Loss
 if TYPE_CHECKING:
     import psycopg
 
-SCHEMA = 1
+SCHEMA = 2
 PATIENCE_S = 30.0  # while a server restarts, or another one takes over
 _FETCH = 5_000
 _FEW = 2_000  # events that are read sooner one by one than it takes ADBC to connect
@@ -75,6 +78,8 @@ class PostgresStore:
         self._con: psycopg.Connection[Any] | None = None
         self._acknowledged = (0, b"")
         self._listener: Listener | None = None
+        self._watcher: Listener | None = None
+        self._watching, self._bells = threading.Lock(), WeakSet[Bell]()  # whoever watches does so in a thread of its own
         self._pid = os.getpid()
         con = self._connect()
         try:
@@ -206,6 +211,19 @@ class PostgresStore:
         if self._listener is None or not self._listener.needed():
             self._listener = Listener(self._server, self._number, ring)
 
+    def watch(self, bell: Bell) -> bool:
+        """Somebody looks at this ledger: ring for them when it was changed, also elsewhere; whether that is so already."""
+        with self._watching:
+            self._bells.add(bell)
+            watcher = self._watcher
+            if watcher is None or not (watcher.needed() or watcher.is_young()):
+                self._watcher = watcher = Listener(self._server, self._number, self._ring_all, watches=True)
+            return watcher.called
+
+    def _ring_all(self) -> None:
+        for bell in list(self._bells):
+            bell.ring()
+
     def _connect(self) -> psycopg.Connection[Any]:
         self._con = connected(self._server)
         return self._con
@@ -261,7 +279,10 @@ class PostgresStore:
         """The events as a `pyarrow.RecordBatchReader`."""
         if where is None:
             return fetched(self._server, self._number, columns, upto)
-        return only(fetched(self._server, self._number, None, upto), COLUMNS if columns is None else columns, where)
+        wanted = COLUMNS if columns is None else tuple(columns)
+        needed = {*wanted, *columns_of(where), "seq"}
+        reader = fetched(self._server, self._number, [name for name in COLUMNS if name in needed], upto, where)
+        return only(reader, wanted, where)
 
     # --- what a file needs and a server does not ---------------------------------------------------------------------------
 
@@ -299,11 +320,12 @@ class PostgresStore:
         """Let go of the connection."""
         if os.getpid() != self._pid:
             return
-        listener, self._listener = self._listener, None
-        if listener is not None:
+        listening = [listener for listener in (self._listener, self._watcher) if listener is not None and listener.needed()]
+        for listener in listening:
             listener.close()
             with contextlib.suppress(LedgerUnavailable):  # then it is cut off as well, or ends by itself
                 self._ask("select pg_notify(%s, '')", (listener.channel,))
+        for listener in listening:
             listener.join()
         self._drop()
 
