@@ -18,6 +18,7 @@ import pytest
 
 import tokenbudget_lab as tbl
 from tests import postgres
+from tests.grouping import pytest_xdist_make_scheduler  # noqa: F401 - pytest finds it here
 from tests.provider import provider  # noqa: F401 - a fixture
 from tests.soaking import pace, pytest_addoption, pytest_collection_modifyitems, pytest_runtest_setup, pytest_terminal_summary  # noqa: F401 - pytest finds them here
 from tokenbudget_lab import link

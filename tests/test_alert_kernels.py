@@ -12,7 +12,6 @@ import pytest
 
 from tests.test_kernels import GRACE_S, Cell, Notebook, kernels, until  # noqa: F401 - a fixture is asked for by its name
 
-pytestmark = pytest.mark.xdist_group("kernels")
 OPEN = """
     import asyncio, os, pathlib, threading, time
     import tokenbudget_lab as tbl

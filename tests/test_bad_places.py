@@ -407,9 +407,7 @@ def test_a_network_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 PREPARED = ["lock", "key", "heads", "snapshot", "owner.json", "checkpointing"]
 
 
-@pytest.mark.parametrize(
-    "embedded", [True, pytest.param(False, marks=pytest.mark.xdist_group("keeper"))], ids=["embedded", "keeper"]
-)
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "keeper"])
 @pytest.mark.parametrize("kind", ["symlink", "pipe", "folder"])
 @pytest.mark.parametrize("name", PREPARED)
 @pytest.mark.timeout(60)

@@ -19,7 +19,6 @@ import tokenbudget_lab as tbl
 from tokenbudget_lab import link
 from tokenbudget_lab.place import place_of
 
-pytestmark = pytest.mark.xdist_group("keeper")  # one after the other: each of them starts processes
 PATIENCE_S = 30.0
 WATCH = (sys.executable, "-c", "from tokenbudget_lab.cli import app; app()", "watch")
 

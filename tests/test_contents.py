@@ -153,7 +153,6 @@ def send(place: Place) -> Iterator[Callable[[Command], Any]]:
     connection.close()
 
 
-@pytest.mark.xdist_group("keeper")
 def test_such_a_client_is_told_and_the_others_go_on(place: Place, send: Callable[[Command], Any]) -> None:
     """Its budget would have broken every listing, and its record the batch that it came with.
 

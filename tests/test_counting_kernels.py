@@ -13,8 +13,6 @@ import pytest
 
 from tests.test_kernels import Notebook, kernels, until  # noqa: F401 - a fixture is asked for by its name
 
-pytestmark = pytest.mark.xdist_group("kernels")
-
 OPEN = """
     import asyncio, http.server, os, pathlib, threading, time
     import tokenbudget_lab as tbl

@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.test_gauge_kernels import WIDGET, notebook, shown  # noqa: F401 - a fixture is asked for by its name
 from tests.test_kernels import Notebook, kernels  # noqa: F401 - as above
 
-pytestmark = pytest.mark.xdist_group("kernels")
 SHOWS = """
     def until(true):
         end = time.monotonic() + 20

@@ -15,8 +15,6 @@ import tokenbudget_lab as tbl
 from tests import postgres
 from tokenbudget_lab import study
 
-pytestmark = pytest.mark.xdist_group("demo")  # one demo for all of them, and one per store
-
 
 @pytest.fixture(scope="module", params=["duckdb", "postgres"])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> study.Study:

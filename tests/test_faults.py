@@ -44,7 +44,6 @@ from tokenbudget_lab.stores import duckdb as store_module
 from tokenbudget_lab.stores.duckdb import MANY
 
 pytestmark = [
-    pytest.mark.xdist_group("keeper"),  # one after the other: each of them starts processes
     pytest.mark.skipif(sys.platform != "linux", reason="faults are injected with LD_PRELOAD and /proc"),
 ]
 PATIENCE_S = 25.0  # an answer that takes longer hangs; a link itself gives up earlier here

@@ -15,7 +15,6 @@ import pytest
 
 from tests.test_kernels import Cell, Notebook, kernels, until  # noqa: F401 - a fixture is asked for by its name
 
-pytestmark = pytest.mark.xdist_group("kernels")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 OPEN = """
     import asyncio, os, threading, time

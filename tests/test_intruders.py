@@ -36,7 +36,7 @@ def place(tmp_path: Path) -> Place:
     return place_of(tmp_path / "spend.duckdb")
 
 
-@pytest.fixture(params=["embedded", pytest.param("keeper", marks=pytest.mark.xdist_group("keeper"))])
+@pytest.fixture(params=["embedded", "keeper"])
 def embedded(request: pytest.FixtureRequest, place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """Whether this process owns the file, or a keeper does."""
     monkeypatch.setenv("TOKENBUDGET_KEEPER_LINGER_S", "0.1")

@@ -29,8 +29,6 @@ from tokenbudget_lab.keeper import read_key
 from tokenbudget_lab.place import Place, place_of
 from tokenbudget_lab.wire import pack, to_wire, unpack
 
-pytestmark = pytest.mark.xdist_group("keeper")  # one after the other: each of them starts processes
-
 
 @pytest.fixture(autouse=True)
 def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,6 @@ from tests.soaking import Pace
 from tokenbudget_lab import link
 from tokenbudget_lab.place import Place, place_of
 
-pytestmark = pytest.mark.xdist_group("kernels")  # one after the other: each of them starts processes
 GRACE_S = 60.0
 PACKAGE = Path(tbl.__file__).resolve()
 

@@ -32,7 +32,6 @@ from tokenbudget_lab.place import Place, place_of
 from tokenbudget_lab.recovery import Checkpoint
 
 pytestmark = [
-    pytest.mark.xdist_group("keeper"),  # one after the other: each of them starts processes
     pytest.mark.skipif(sys.platform != "linux", reason="who owns a ledger is looked up in /proc"),
 ]
 HERE = Path(__file__).parents[1]

@@ -14,7 +14,6 @@ import pytest
 from tests.test_kernels import Notebook, kernels, one, place, two, until  # noqa: F401 - fixtures are asked for by their names
 from tokenbudget_lab.place import Place
 
-pytestmark = pytest.mark.xdist_group("kernels")
 OPEN = """
     import asyncio, os, pathlib, sys, threading, time
     os.environ["TOKENBUDGET_LEDGER"] = ":memory:"

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(not os.environ.get("CI") and chromium() is None, reason="there is no Chromium: `make browser` says how"),
 ]
 

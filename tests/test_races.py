@@ -30,7 +30,6 @@ from tokenbudget_lab.desk import Desk, Ticket
 from tokenbudget_lab.place import place_of
 from tokenbudget_lab.stores.memory import MemoryStore
 
-pytestmark = pytest.mark.xdist_group("races")  # they want the machine for themselves
 HERE, CHILD = Path(__file__).parents[1], "tests.test_races"
 SOON_S = 30.0  # what has not happened by then never will
 KINDS = ["memory", "duckdb", "keeper", "postgres"]

@@ -26,7 +26,6 @@ from tests.provider import Answer, Provider
 from tests.soaking import Pace
 from tests.test_races import HERE, SOON_S, at_once, for_long, fresh, short_linger, told  # noqa: F401 - a fixture
 
-pytestmark = pytest.mark.xdist_group("races")  # they want the machine for themselves
 MODEL, MOST = "claude-sonnet-4-6", 19_996
 ASK = [{"role": "user", "content": "Please write a very very long story 01."}]  # 20 tokens at most, as they are counted here
 USED = {"input_tokens": 20, "output_tokens": MOST}
