@@ -96,7 +96,8 @@ def test_owners_that_each_write_a_little_fold_the_log_in_together(place: Place, 
             lab = ledger.budget("lab", tokens=10**6)
             for _ in range(12):
                 lab.record(tokens=1).result()
-        sizes.append(log_of(place.file).stat().st_size)
+        log = log_of(place.file)
+        sizes.append(log.stat().st_size if log.exists() else 0)  # there is none when the last one checkpointed at its end
     assert max(sizes) < 60 * 2 * store_module.LOGGED
     assert Checkpoint(place).copy.exists()
 

@@ -142,6 +142,22 @@ def test_ctrl_c_in_a_running_loop_cancels_the_coroutine_too() -> None:
     assert done.stdout == "waiting\ntidied up\ninterrupted\n"
 
 
+def test_a_cancellation_that_comes_before_the_wait_begins_ends_it_too() -> None:
+    """As when Ctrl-C comes while the coroutine is being started."""
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        errand = loops._Errand(asyncio.sleep(20))
+        task.cancel()
+        errand.result()
+
+    began = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert time.monotonic() - began < 10
+
+
 def test_a_coroutine_that_will_not_end_holds_an_interrupted_wait_for_seconds_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "TIDY_S", 0.1)
     there, let_go = threading.Event(), threading.Event()

@@ -71,6 +71,9 @@ class _Errand(Generic[T]):
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine, self._ended, self._cancelled = coroutine, Future[T](), False
         self._task: asyncio.Task[T] | None = None
+        # Before it starts: Ctrl-C may come as soon as it does.
+        self._waiting = None if _running() is None else asyncio.current_task()
+        self._before = self._waiting.cancelling() if self._waiting else 0
         try:
             self._loop = _private.get()
             self._loop.call_soon_threadsafe(self._start, context=contextvars.copy_context())
@@ -89,10 +92,8 @@ class _Errand(Generic[T]):
 
     def _waited_for(self) -> T:
         """The result, unless the task that waits is cancelled: so Ctrl-C arrives under `asyncio.run`, whose loop waits here."""
-        task = None if _running() is None else asyncio.current_task()
-        before = task.cancelling() if task else 0
-        while task and not wait([self._ended], LOOK_S).done:
-            if task.cancelling() > before:
+        while not wait([self._ended], LOOK_S).done:  # and woken each time, a thread sees an interrupt that woke nobody
+            if self._waiting and self._waiting.cancelling() > self._before:
                 raise asyncio.CancelledError
         return self._ended.result()
 
