@@ -46,6 +46,14 @@ def test_a_charge_that_crosses_a_threshold_is_told_once(ledger: tbl.Ledger, log:
     assert str(told[0]) == "lab: 50% of $1.00 is spent ($0.50)"
 
 
+def test_an_alert_of_a_small_limit_is_told_to_the_hundredth_of_a_cent(ledger: tbl.Ledger) -> None:
+    """As the amounts beside it are."""
+    told: list[tbl.Alert] = []
+    ledger.on_alert(told.append)
+    ledger.budget("lab", usd="0.05", alerts=[0.5]).record(usd="0.0282").result()
+    assert [str(alert) for alert in told] == ["lab: 50% of $0.0500 is spent ($0.0282)"]
+
+
 @pytest.mark.parametrize("end", ["commit", "late", "lose", "expire", "record", "adjust", "part"])
 def test_whatever_is_counted_can_cross_a_threshold(ledger: tbl.Ledger, clock: Clock, log: Log, end: str) -> None:
     """An ancestor's too.

@@ -64,11 +64,10 @@ class Alert:
     limit: Any
 
     def __str__(self) -> str:
-        limit, committed = (
-            map(money, (self.limit, self.committed))
-            if self.resource == "usd"
-            else (f"{self.limit:,} {self.resource}", f"{self.committed:,}")
-        )
+        if self.resource == "usd":
+            limit, committed = (f"${each:.4f}" if self.limit < 1 else money(each) for each in (self.limit, self.committed))
+        else:
+            limit, committed = f"{self.limit:,} {self.resource}", f"{self.committed:,}"
         spent = f"{self.threshold:.0%} of {limit} is spent ({committed})"
         return f"{shown(self.budget)}: {spent}"
 
