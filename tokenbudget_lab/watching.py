@@ -1,6 +1,6 @@
 """What budgets come to, read again and again for those who show it: one thread for each ledger that somebody looks at.
 
-Whoever looks is told of every look, the last one included, from that thread. It asks six times a second while something
+Whoever looks is told of every look, the last one included, from that thread. It asks five times a second while something
 changes, and less often while nothing does; what other processes spend is seen as soon as what this one does. A ledger that does
 not answer is said to be so, and never is a budget taken for unspent because nothing was heard of it.
 """
@@ -22,7 +22,7 @@ from .errors import LedgerUnavailable, TokenBudgetError
 from .handles import Budget
 from .ledger import Ledger
 
-QUICK_S, SLOW_S = 0.17, 0.4  # between two looks, while something changes and while nothing does
+QUICK_S, SLOW_S = 0.19, 0.4  # between two looks, while something changes and while nothing does
 CALLED_S = 3.0  # the latter where the ledger calls
 LIVELY_S = 2.0  # how long after a change the next one is expected soon; more than a call may be late
 PATIENCE_S = 2.0  # for an answer, before it is said that there is none

@@ -158,7 +158,7 @@ class _Screen:
         at = f"as of {found[0].at:%H:%M:%S} UTC · " if found else ""
         below = [Text(f"alert  {each}", style="bold") for each in self._alerts]
         below += [Text(escaped(trouble), style="bold red")] if trouble else []
-        below.append(Text(f"{at}{escaped(self._where)} · Ctrl-C ends", style="dim"))
+        below.append(Text(f"{at}Ctrl-C ends · {escaped(self._where)}", style="dim"))
         table = balances_table(found, self._out) if found else Text("no budgets yet")
         self._live.update(Group(table, *below), refresh=True)
 
