@@ -154,7 +154,7 @@ class PostgresStore:
         return ServerLost(self.where, f"it says {state}: {error.diag.message_primary or ''}")
 
     def _takes_writes(self) -> bool:
-        """Whether it is this session that may only read; a server that stands by for another is waited for."""
+        """Whether it is this connection that may only read; a server that stands by for another is waited for."""
         return self._con is not None and self._con.info.parameter_status("in_hot_standby") == "off"
 
     def _must_go_on(self, loaded: Loaded) -> None:
