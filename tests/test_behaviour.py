@@ -291,6 +291,22 @@ def test_a_window_gives_its_limit_back_when_it_turns(ledger: tbl.Ledger, clock: 
     assert lab.reserve_sync(usd=1).usd == 1
 
 
+def test_who_looks_finds_her_own_calls(ledger: tbl.Ledger) -> None:
+    """What was handed in before stands in the events that are read, though nobody has waited for its receipt.
+
+    reserve   $0.001  300 times
+    commit    $0.001  300 times, without looking
+    read      300 commits
+    """
+    lab = ledger.budget("lab", usd=1)
+    calls = [lab.reserve_sync(usd="0.001") for _ in range(300)]
+    receipts = [call.commit(usd="0.001") for call in calls]
+    kinds = ledger.desk.arrow(["kind"]).read_all()["kind"].to_pylist()
+    assert kinds.count("committed") == 300
+    assert ledger.calls().filter(state="open").collect().is_empty()
+    assert {receipt.result().usd for receipt in receipts} == {Decimal("0.001")}
+
+
 def test_what_was_acknowledged_is_there_when_the_ledger_is_opened_again(ledger: tbl.Ledger, home: Home) -> None:
     """Replaying the events gives the balances that decisions were made from.
 

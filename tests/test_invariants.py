@@ -1237,7 +1237,7 @@ def test_windows_follow_one_another_and_contain_their_instant(code: str, where: 
 def a_day_with_everything(store: Store) -> Ledger:
     """A ledger with an event of each kind, still open."""
     clock = Clock()
-    store.loss = Loss(10**6, 10**6 + 1, "two events are missing", "damaged-1")  # behind all of these
+    store.loss = Loss(2, 3, "two events are missing", "damaged-1")
     ledger = Ledger(store=store, clock_ns=clock.now_ns, ids=uuid7_source(clock.now_ns))
     ledger.ask(ask.AcceptClock(ledger.new_id()))
     lab = ledger.budget("lab", usd=1, alerts=(0.1,))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from .commands import Cancel, Command, Reserve, Rollback
+from .commands import Cancel, Command, GetEntry, Reserve, Rollback
 from .conditions import Condition
 from .decide import Answer
 from .errors import LedgerDamaged, LedgerUnavailable
@@ -238,6 +238,19 @@ class Desk(Source, Protocol):
     def close(self) -> None:
         """Answer what was handed in, then let go."""
         ...
+
+
+def wait_for_own(desk: Desk) -> None:
+    """Wait until all that this thread handed in is decided and kept: who reads the events then finds her own calls in them.
+
+    Raises:
+        LedgerUnavailable: that is not known.
+    """
+    ticket = Ticket(GetEntry(new_id(), new_id()), DirectBox(desk.origin))  # of nobody: all that matters is its turn
+    desk.submit(ticket)
+    ticket.wait()
+    if isinstance(ticket.error, LedgerUnavailable):
+        raise ticket.error
 
 
 class Bell:

@@ -28,7 +28,7 @@ from typing import Any
 
 from .commands import Reserve, Rollback
 from .conditions import Condition
-from .desk import Bell, Box, Ticket
+from .desk import Bell, Box, Ticket, wait_for_own
 from .errors import (
     FileInUse,
     InvalidValue,
@@ -111,11 +111,10 @@ class Link:
         *,
         uuids: bool = False,
     ) -> Any:
-        """The events as a `pyarrow.RecordBatchReader`, over a connection of its own."""
+        """The events as a `pyarrow.RecordBatchReader`, with all that was handed in before; over a connection of its own."""
         import pyarrow as pa
 
-        if self._closing or self._forked:
-            raise LedgerForked(self._pid) if self._forked else LedgerClosed(self.where)
+        wait_for_own(self)
         connection = connect(self.place, "rows", self._hear)
         connection.send_bytes(pack((None if columns is None else tuple(columns), upto, where, uuids)))
         return pa.ipc.open_stream(pa.PythonFile(_FromConnection(connection), mode="r"))

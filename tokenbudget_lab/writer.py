@@ -35,7 +35,7 @@ from .commands import (
 )
 from .conditions import Condition
 from .decide import Decisions
-from .desk import Bell, Box, Latch, Ticket, finish
+from .desk import Bell, Box, Latch, Ticket, finish, wait_for_own
 from .errors import (
     BudgetExceeded,
     ClockJumped,
@@ -216,8 +216,9 @@ class Writer:
         *,
         uuids: bool = False,
     ) -> Any:
-        """The events as a `pyarrow.RecordBatchReader`."""
+        """The events as a `pyarrow.RecordBatchReader`, with all that was handed in before."""
         self._check_open()
+        wait_for_own(self)
         return self.store.arrow(columns, upto, where, uuids=uuids)
 
     def events(self, upto: int) -> Iterator[Event]:
