@@ -661,11 +661,12 @@ STARTS = st.sampled_from(["2018-11-03 22:00", "2018-10-27 21:30", "2026-11-30 23
 class Day(RuleBasedStateMachine):
     """Every verb, in any order, alone and in batches, with repetitions, failures, restarts and a clock that also goes back."""
 
-    remember = fold.REMEMBER_COUNT
+    remember = fold.REMEMBER_COUNT, fold.REMEMBER_KEYED_COUNT
 
     def __init__(self) -> None:
         super().__init__()
-        self.remembered, fold.REMEMBER_COUNT = fold.REMEMBER_COUNT, self.remember
+        self.remembered = fold.REMEMBER_COUNT, fold.REMEMBER_KEYED_COUNT
+        fold.REMEMBER_COUNT, fold.REMEMBER_KEYED_COUNT = self.remember
         self.folder = tempfile.TemporaryDirectory()
         self.told = Path(self.folder.name) / "told"
         self.clock, self.model = Clock(), Model()
@@ -958,7 +959,7 @@ class Day(RuleBasedStateMachine):
                     for start, totals in account.by_start.items():
                         assert totals.numbers() == self.model.row(name, account.cap.window, start), (name, account.cap, start)
         finally:
-            fold.REMEMBER_COUNT = self.remembered
+            fold.REMEMBER_COUNT, fold.REMEMBER_KEYED_COUNT = self.remembered
             self.ledger.close()
             self.folder.cleanup()
 
@@ -987,7 +988,7 @@ class DayOnAServer(Day):
 class ForgetfulDay(Day):
     """Remembers hardly anything by itself: what a command needs is looked up in the store."""
 
-    remember = 3
+    remember = 3, 2
 
 
 def run(machine: type[Day], examples: int, steps: int, **more: Any) -> None:

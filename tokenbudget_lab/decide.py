@@ -172,7 +172,7 @@ class Decisions:
         known = command.id in state.open or command.id in state.ended or command.id in state.done or command.id in state.ends
         if not known and state.may_be_forgotten(command.id):
             wanted.append(command.id)
-        key = getattr(command, "key", None)
+        key = getattr(command, "key", None) if state.forgotten_keys else None
         if key is not None and isinstance(command, Reserve | Record) and (command.budget, key) not in state.keys:
             keys.append((command.budget, key))
         return wanted, keys

@@ -60,6 +60,7 @@ def load(data: bytes) -> State:
     for packed in told["open"]:
         state.enter_again(_tuples(packed))
     state.forgotten_until, state.early = told["forgotten_until"], set(told["early"])
+    state.forgotten_keys = True  # what had ended is in the file only, whatever it was
     return state
 
 

@@ -23,7 +23,9 @@ from .ids import made_at_us
 from .limits import Cap
 
 REMEMBER_US = 3_600 * 1_000_000
-REMEMBER_COUNT = 200_000  # about 100 MB
+REMEMBER_COUNT = 20_000  # about 10 MB
+# Once a key is forgotten every new one is looked up in the file, which takes ten times as long as deciding.
+REMEMBER_KEYED_COUNT = 200_000
 SKEW_US = 2_000_000  # the writer's own ids are made a moment after its clock is read
 OPEN, COMMITTED, ROLLED_BACK, RELEASED, COUNTED, RECORDED = (
     "open",
@@ -202,10 +204,12 @@ class State:
         self.recovered = 0  # `seq` of the last time that lost events were given up
         self.clock_accepted: int | None = None  # what a clock said that was accepted though it stood behind the last event
         self.forgotten_until = 0  # what ended before this instant may have been forgotten
+        self.forgotten_keys = False  # whether any of it had a key
         self.early: set[str] = set()  # ids that say that they were made after their end: a clock was set back in between
         self.load: Load | None = None  # where totals are, if not all of them are here
         self.forgets = True  # with each event; who decides says when instead, because a batch looks up before it decides
         self._ended: deque[tuple[int, str, str]] = deque()  # when, and the two ids that it is known by
+        self._keyed: deque[tuple[int, str, str]] = deque()  # older ones that had a key
         self._apply = {
             "created": self._created,
             "budget_set": self._budget_set,
@@ -525,15 +529,25 @@ class State:
     def forget(self, ts: int) -> None:
         """Drop what ended more than an hour before, and what is too much; a store has it, and `recall` brings it back."""
         while self._ended and (self._ended[0][0] < ts - REMEMBER_US or len(self._ended) > REMEMBER_COUNT):
-            old, command, entry = self._ended.popleft()
-            self.done.pop(command, None)
-            self.ends.pop(command, None)
-            packed = self.ended.pop(entry, None)
+            ended = self._ended.popleft()
+            packed = self.ended.get(ended[2])
             if packed is not None and packed[1] is not None:
-                self.keys.pop(packed[:2], None)
-            self.forgotten_until = max(self.forgotten_until, old)
+                self._keyed.append(ended)
+            else:
+                self._drop(*ended)
+        while self._keyed and (self._keyed[0][0] < ts - REMEMBER_US or len(self._keyed) > REMEMBER_KEYED_COUNT):
+            self._drop(*self._keyed.popleft())
         if len(self.early) > REMEMBER_COUNT:
             self.trim_early()
+
+    def _drop(self, ended: int, command: str, entry: str) -> None:
+        self.done.pop(command, None)
+        self.ends.pop(command, None)
+        packed = self.ended.pop(entry, None)
+        if packed is not None and packed[1] is not None:
+            self.keys.pop(packed[:2], None)
+            self.forgotten_keys = True
+        self.forgotten_until = max(self.forgotten_until, ended)
 
     def trim_early(self) -> None:
         """Drop early ids whose time has come; too many are not kept one by one: all up to the latest may be forgotten ones."""
@@ -547,6 +561,7 @@ class State:
         self.open, self.ended, self.keys, self.done, self.ends = {}, {}, {}, {}, {}
         self.due, self.early, self._at_hand = [], set(), None
         self._ended.clear()
+        self._keyed.clear()
 
     def recall(self, events: Iterable[Event], *, in_flight: bool = False) -> None:
         """Remember entries and commands again that were forgotten; balances do not change.
