@@ -235,8 +235,15 @@ study
 """
 
 
-@pytest.mark.parametrize("theme", ["Light", "Dark"])
-@pytest.mark.parametrize("width", [1100, 420])
+@pytest.mark.parametrize(
+    ("theme", "width"),
+    [
+        ("Light", 1100),
+        ("Dark", 420),
+        pytest.param("Light", 420, marks=pytest.mark.soak),
+        pytest.param("Dark", 1100, marks=pytest.mark.soak),
+    ],
+)
 def test_gauges_are_accessible_in_both_themes(opened: Callable[..., Tab], theme: str, width: int) -> None:
     """Moving ones and one that stands still, over their limit and under it, with an alert; on wide and narrow pages."""
     name = f"shown_{theme}_{width}"

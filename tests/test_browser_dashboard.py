@@ -103,7 +103,9 @@ def test_it_raises_a_limit_and_a_waiting_reserve_goes_through(
     shot(tab.page, "dashboard_reloaded")
 
 
-@pytest.mark.parametrize(("theme", "width"), [("Light", 1100), ("Dark", 1100), ("Dark", 420)])
+@pytest.mark.parametrize(
+    ("theme", "width"), [("Light", 1100), ("Dark", 420), pytest.param("Dark", 1100, marks=pytest.mark.soak)]
+)
 def test_it_is_accessible_in_both_themes(opened: Callable[..., Tab], theme: str, width: int) -> None:  # noqa: F811 - as above
     """One that moves, with its question whether to raise a limit, and one that is closed; in whose names nothing is done."""
     name = f"board_{theme}_{width}"
