@@ -178,6 +178,88 @@ def test_what_is_lost_can_be_given_up_and_that_is_an_event(place: Place, change:
     assert len(list(place.folder.glob("damaged-*"))) == 1
 
 
+def test_an_accepted_loss_of_everything_excuses_no_change_of_what_came_after(place: Place) -> None:
+    """The new first event stands in front of the one that says so, and is as unchangeable as any.
+
+    remove    the file
+    open      with the loss accepted
+    change    who began the ledger
+    """
+    place.file.unlink()
+    log_of(place.file).unlink()
+    tbl.Ledger(store=DuckDBStore(place, accept_loss=True)).close()
+    alter(place, "update events set origin = 'x' where seq = 1")
+    with tbl.connect(place.file, embedded=True) as ledger, pytest.raises(tbl.LedgerCorrupt, match="event 1"):
+        ledger.verify()
+
+
+def alter(place: Place, *statements: str) -> None:
+    """Do what the triggers forbid, without them."""
+    with duckdb.connect(place.file) as con:
+        con.execute("drop trigger events_are_never_changed on events")
+        for statement in statements:
+            con.execute(statement)
+
+
+UNLIKE = [
+    "ts = null",
+    "ts = 'infinity'",
+    "command = null",
+    "budget = null",
+    "windows = null",
+    "windows = [null]",
+    "windows = ['infinity'::timestamp]",
+    "expires = 'infinity'",
+    "expires = '-infinity'",
+    "detail = '{'",
+    "detail = '[]'",
+    "tags = map {}",
+    "hash = null",
+]
+
+
+@pytest.mark.parametrize("kind", ["budget_set", "committed"])
+@pytest.mark.parametrize("unlike", UNLIKE)
+def test_a_value_that_no_ledger_writes_is_named(place: Place, unlike: str, kind: str) -> None:
+    """As an event that does not fit, and never as one that is hashed like another."""
+    last = f"(select max(seq) from events where kind = '{kind}')"  # noqa: S608 - a name of our own
+    alter(place, f"update events set {unlike} where seq = {last}")  # noqa: S608 - as it stands above
+    with pytest.raises(tbl.LedgerCorrupt) as found, tbl.connect(place.file, embedded=True) as ledger:
+        ledger.verify()
+    changed = 2 if kind == "budget_set" else 2 + 2 * CALLS
+    assert found.value.seq in {changed, changed + 1}  # an instant that is too late is seen at the next one
+
+
+def test_a_tag_that_comes_twice_is_found(place: Place, tmp_path: Path) -> None:
+    """DuckDB makes no such map, and takes one out of a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with tbl.connect(place.file, embedded=True) as ledger:
+        ledger.budget("lab").record(tokens=1, tags={"arm": "b"}).result()
+    twice = pa.array([[("arm", "c"), ("arm", "b")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"tags": twice}), tmp_path / "twice.parquet")
+    tags = f"(select tags from read_parquet('{tmp_path / 'twice.parquet'}'))"  # noqa: S608 - a path of our own
+    alter(place, f"update events set tags = {tags} where seq = {3 + 2 * CALLS}")  # noqa: S608 - as it stands above
+    with pytest.raises(tbl.LedgerCorrupt), tbl.connect(place.file, embedded=True) as ledger:
+        ledger.verify()
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "value"),
+    [
+        ("usd", "decimal(38, 11)", "usd * 10"),  # the same digits
+        ("ts", "timestamp_ns", "ts"),
+        ("tokens", "varchar", "tokens"),
+    ],
+)
+def test_a_column_of_another_type_is_refused(place: Place, column: str, kind: str, value: str) -> None:
+    """Its values would be hashed as they were and read as others: ten times the dollars."""
+    alter(place, f"alter table events alter {column} type {kind} using ({value})::{kind}")
+    with pytest.raises(tbl.NotALedger, match=f"the column {column} of events is"):
+        tbl.connect(place.file, embedded=True)
+
+
 def test_a_ledger_whose_file_is_gone_is_not_made_anew(place: Place) -> None:
     """A new one would be a new budget; with its folder gone too, it is a new ledger."""
     place.file.unlink()

@@ -24,6 +24,7 @@ from tokenbudget_lab.cli.entry import app
 from tokenbudget_lab.events import Event, chained, still_broken, to_detail
 from tokenbudget_lab.place import place_of
 from tokenbudget_lab.recovery import log_of
+from tokenbudget_lab.stores import duckdb as store_module
 from tokenbudget_lab.stores.duckdb import DuckDBStore
 from tokenbudget_lab.stores.memory import MemoryStore
 
@@ -195,12 +196,30 @@ def test_a_ledger_that_went_on_after_a_loss_is_exported_with_it(tmp_path: Path, 
     assert "recovered" in found["kind"]
 
 
-def test_a_break_that_was_accepted_is_part_of_the_chain() -> None:
-    """And one that nobody accepted is none."""
+def test_a_loss_that_was_accepted_excuses_no_break() -> None:
+    """Events are cut off where they are lost, and what is kept in front of that is chained."""
     strange = Event(1, 0, "created", "id", "", hash=b"?")
     recovered = chained(b"?", Event(2, 0, "recovered", "id", "", detail=to_detail(seq=1))[:-1])
     assert still_broken(strange, 0, bytes(32), 0, known=False) == 1
-    assert still_broken(recovered, 1, b"?", 1, known=False) == 0
+    assert still_broken(recovered, 1, b"?", 1, known=False) == 1
+
+
+def test_an_event_in_the_place_of_another_is_not_exported(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that opens from its snapshot does not look at what is before; what is exported of it is looked at.
+
+    change    event 7 comes to be a second 6, and holds more
+    """
+    monkeypatch.setattr(store_module, "SNAPSHOT_EVENTS", 1)
+    file = tmp_path / "spend.duckdb"
+    with tbl.connect(file, embedded=True) as ledger:
+        spend(ledger, 6)
+    with duckdb.connect(file) as con:
+        con.execute("drop trigger events_are_never_changed on events")
+        con.execute("update events set seq = 6, held_usd = 7 where seq = 7")
+    with tbl.connect(file, embedded=True) as ledger, pytest.raises(tbl.ExportUnsound, match="event 7"):
+        ledger.export(folder)
 
 
 # --- what does not count -----------------------------------------------------------------------------------------------------

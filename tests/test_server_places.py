@@ -203,6 +203,25 @@ def test_an_event_that_was_changed_is_found_by_verify(events: int, database: str
             ledger.verify()
 
 
+@pytest.mark.parametrize("events", [20, 2_500])
+@pytest.mark.parametrize("seq", ["0", "-5", "seq + 1"])
+def test_an_event_that_was_added_outside_the_order_is_found_by_verify(events: int, seq: str, database: str) -> None:
+    """A role that spends may add rows to the log: whoever reads its events would take one for spent, and no fold has it."""
+    with tbl.connect(database) as ledger:
+        lab = ledger.budget("lab", tokens=10_000)
+        for receipt in [lab.record(tokens=1) for _ in range(events)]:
+            receipt.result()
+        forged = f"""
+            insert into tokenbudget.log
+            select (jsonb_populate_record(l, jsonb_build_object('seq', {seq}, 'command', gen_random_uuid(), 'tokens', 777))).*
+            from tokenbudget.log l where seq = {events + 2}
+        """  # noqa: S608 - values of our own
+        postgres.server().run(forged, name_of(database))
+        assert 777 in ledger.events().collect()["tokens"]
+        with pytest.raises(tbl.LedgerCorrupt, match=f"event (0|-5|{events + 3}) does not fit"):
+            ledger.verify()
+
+
 def test_a_session_that_may_only_read_is_told_at_once(database: str) -> None:
     """A server that stands by for another says the same, and is waited for."""
     url = f"{database}&options=-c%20default_transaction_read_only%3Don"

@@ -109,12 +109,10 @@ def still_broken(event: Event, seq: int, head: bytes, broken: int, *, known: boo
         known: whether the event is known to continue the chain.
 
     Returns:
-        0 where all fits, or where what did not was found and given up, by an event that itself continues the chain.
+        0 where all fits. A loss that was given up excuses nothing: what is kept in front of it is as chained as ever.
     """
     if not known and event.seq == seq + 1 and chained(head, event[:-1]).hash != event.hash:
         return broken or event.seq
-    if broken and event.kind == "recovered" and from_detail(event)["seq"] <= broken:
-        return 0
     return broken
 
 

@@ -17,6 +17,7 @@ from .errors import FileInUse, StoreFailed
 from .heads import Head
 from .ids import new_id
 from .place import out_of_files
+from .rows import COLUMNS, TYPES
 
 if TYPE_CHECKING:
     import duckdb
@@ -101,6 +102,16 @@ def _gap(con: duckdb.DuckDBPyConnection, last: int) -> int | None:
     return int(con.cursor().execute(first_wrong).fetchall()[0][0])
 
 
+def other_columns(con: duckdb.DuckDBPyConnection) -> str | None:
+    """What of the events table is not as it was made: the same digits in a column of another scale are other amounts."""
+    described = con.cursor().execute("select * from events limit 0").description or ()
+    found = {name: str(kind) for name, kind, *_ in described}
+    if tuple(found) != COLUMNS:
+        return "the columns of events are not those of a ledger"
+    other = next((name for name in COLUMNS if found[name] != TYPES[name]), None)
+    return None if other is None else f"the column {other} of events is {found[other]}, and was {TYPES[other]}"
+
+
 def is_damage(error: duckdb.Error, file: Path) -> bool:
     """Whether DuckDB could get at the file and did not like what it found: no lock, permission or disk was in the way."""
     import duckdb
@@ -119,7 +130,7 @@ def last_of(con: duckdb.DuckDBPyConnection) -> int:
 def hash_of(con: duckdb.DuckDBPyConnection, seq: int) -> bytes | None:
     """An event's hash."""
     rows = con.cursor().execute("select hash from events where seq = ?", [seq]).fetchall()
-    return bytes(rows[0][0]) if rows else None
+    return None if not rows or rows[0][0] is None else bytes(rows[0][0])
 
 
 def first_line(error: Exception) -> str:

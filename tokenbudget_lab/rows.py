@@ -17,7 +17,7 @@ from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .conditions import Condition, to_sql
-from .errors import StoreFailed
+from .errors import LedgerCorrupt, StoreFailed
 from .events import FIELDS, GENESIS, Event, Tags
 from .usage import EXACT
 
@@ -29,8 +29,19 @@ COLUMNS: tuple[str, ...] = FIELDS
 USD = ("held_usd", "usd")
 INSTANTS = ("ts", "expires")
 TEXT = ("kind", "command", "budget", "reservation", "key", "basis", "provider", "model", "response_id", "origin", "detail")
+TYPES = {  # of the events table, as DuckDB says them
+    **dict.fromkeys(COLUMNS, "BIGINT"),
+    **dict.fromkeys(TEXT, "VARCHAR"),
+    **dict.fromkeys(USD, "DECIMAL(38,12)"),
+    **dict.fromkeys(INSTANTS, "TIMESTAMP"),
+    **dict.fromkeys(("command", "reservation"), "UUID"),
+    "windows": "TIMESTAMP[]",
+    "tags": "MAP(VARCHAR, VARCHAR)",
+    "hash": "BLOB",
+}
 T = TypeVar("T")
 _new = tuple.__new__
+_NEVER = 2**63 - 1  # microseconds; no instant that an event can have
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - DuckDB's TIMESTAMP has no zone; by rule it is UTC
 
 
@@ -66,8 +77,8 @@ def _plain(column: str) -> str:
     """A column in SQL as an event has it, lists as JSON: DuckDB makes the integers, several times faster than Python."""
     if column in USD:  # its text always has all twelve decimals
         return f"replace({column}::varchar, '.', '')::hugeint"
-    if column in INSTANTS:
-        return f"epoch_us({column})"
+    if column in INSTANTS:  # of infinity it makes none, which would be taken for an instant that is absent
+        return f"if(isinf({column}), {_NEVER}, epoch_us({column}))"
     if column == "windows":
         return "list_transform(windows, lambda start: epoch_us(start))::varchar"
     if column == "tags":
@@ -83,7 +94,8 @@ def _text(column: str) -> str:
     if column == "windows":
         return f"replace({_plain(column)}, ' ', '')"
     if column == "tags":
-        return "coalesce(list_transform(map_entries(tags), lambda tag: [tag.key, tag.value])::json::varchar, '[]')"
+        pairs = "list_transform(map_entries(tags), lambda tag: [tag.key, tag.value])::json::varchar"
+        return f"if(tags is null, '[]', nullif({pairs}, '[]'))"  # no tags are null; an empty map is looked at again
     return f"coalesce({f'to_json({column}::varchar)' if column in TEXT else _plain(column)}::varchar, 'null')"
 
 
@@ -110,8 +122,12 @@ def from_plain(rows: Iterable[tuple[Any, ...]]) -> Iterator[Event]:
     """Rows of `select PLAIN` as the events that they were made from."""
     for row in rows:
         starts, tags = row[7], row[24]
-        starts = () if starts == "[]" else _starts(starts)
-        yield _new(Event, (*row[:7], starts, *row[8:24], () if tags is None else _tags(tags), row[25], row[26]))
+        try:
+            starts = () if starts == "[]" else _starts(starts)
+            tags = () if tags is None else _tags(tags)
+        except (TypeError, ValueError):  # null, or what the JSON of a list cannot say: infinity
+            raise LedgerCorrupt(row[0], "its windows or tags are not what a ledger writes") from None
+        yield _new(Event, (*row[:7], starts, *row[8:24], tags, row[25], row[26]))
 
 
 def _folded(texts: Iterable[str], last: bytes) -> Iterator[Event]:
@@ -133,7 +149,10 @@ def _starts(text: str) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _tags(text: str) -> Tags:
-    return tuple(sorted(json.loads(text).items()))
+    pairs = json.loads(text, object_pairs_hook=tuple)  # a key that comes twice too, which a dict would make one of
+    if not pairs:  # hashed like none, which is null
+        raise ValueError(text)
+    return tuple(sorted(pairs))
 
 
 @lru_cache(maxsize=1)
@@ -286,7 +305,11 @@ def _proofs(reader: pa.RecordBatchReader, previous: bytes) -> Iterator[tuple[lis
                 continue
             con.register("batch", pa.Table.from_batches([batch]))
             con.execute("set variable previous = ?::blob", [previous])
-            groups = con.execute(_PROOF).fetchall()
+            try:
+                groups = con.execute(_PROOF).fetchall()
+            except duckdb.Error as error:  # a map with one key twice
+                first = batch.column("seq")[0].as_py()
+                raise LedgerCorrupt(first, f"DuckDB cannot read it, or one of the {batch.num_rows:,} with it") from error
             con.unregister("batch")
             previous = groups[-1][2]
             rows = None if all(continues for continues, _, _ in groups) else _plain_rows(con, batch)

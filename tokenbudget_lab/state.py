@@ -267,12 +267,14 @@ class State:
         """
         if event.seq != self.seq + 1:
             raise LedgerCorrupt(event.seq, f"follows event {self.seq}")
-        if event.ts < self.ts:
-            raise LedgerCorrupt(event.seq, "is older than the event before it")
         try:
+            if event.ts < self.ts:
+                raise LedgerCorrupt(event.seq, "is older than the event before it")
             self._apply[event.kind](event)
         except KeyError as missing:
             raise LedgerCorrupt(event.seq, f"{event.kind} names {missing} which is not there") from None
+        except (TypeError, ValueError, AttributeError, IndexError, StopIteration) as error:  # null, or of another form
+            raise LedgerCorrupt(event.seq, f"{event.kind} makes no sense ({type(error).__name__})") from error
         self.seq, self.ts, self.head = event.seq, event.ts, event.hash
 
     # --- budgets -------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from ..conditions import Condition, to_sql
 from ..desk import Latch, finish
 from ..errors import LedgerDamaged, LedgerForked, NotALedger, StoreFailed, TokenBudgetError, VersionMismatch
 from ..events import SCHEMA_VERSION, Event
-from ..findings import connect, first_line, hash_of, is_damage, last_of, last_whole, missing, tell_trouble
+from ..findings import connect, first_line, hash_of, is_damage, last_of, last_whole, missing, other_columns, tell_trouble
 from ..heads import Head, Heads, sync_folder
 from ..place import Place, check_content, out_of_files, warn_if_shared
 from ..recovery import Checkpoint, Undisturbed, copy_aside, copy_once, log_of, new_folder, put_back, readable_copy, rewrite_log
@@ -357,6 +357,9 @@ class DuckDBStore:
             con.execute(MIGRATIONS[version])
             con.execute("update meta set value = ? where name = 'schema'", [str(version)])
             con.execute("commit")
+        other = other_columns(con)
+        if other is not None:
+            raise NotALedger(self.where, other)
 
     def _protect(self) -> bool:
         """Nobody else may read it; whether its log is there, which DuckDB makes with the first append."""

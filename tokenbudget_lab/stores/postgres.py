@@ -256,10 +256,31 @@ class PostgresStore:
             raise told(self.where, error) from None
 
     def proved(self, upto: int) -> Iterator[tuple[Iterable[Event], bool]]:
-        """The events up to a `seq`, in batches; whether their hashes are known to continue the chain."""
+        """The events up to a `seq`, in batches; whether their hashes are known to continue the chain.
+
+        Raises:
+            LedgerCorrupt: there are others, which no batch brings and whoever reads the log would take for spent.
+        """
+        self._no_others()
         if upto <= _FEW:
             return iter([(self._read(0, upto), False)])
         return proved(fetched(self._server, self._number, None, upto))
+
+    def _no_others(self) -> None:
+        """See to it that no row stands before the first event or behind the head: whoever spends may add rows."""
+        import psycopg
+
+        query = (
+            "select min(l.seq) from tokenbudget.log l join tokenbudget.heads h using (ledger)"
+            " where ledger = %s and (l.seq < 1 or l.seq > h.seq)"
+        )
+        try:
+            with reading(self._server) as con:
+                rows = con.execute(query, (self._number,)).fetchall()
+        except psycopg.Error as error:
+            raise told(self.where, error) from None
+        if rows[0][0] is not None:
+            raise LedgerCorrupt(rows[0][0], "it stands outside the order of the events; somebody has added it")
 
     def find(self, ids: Sequence[str], keys: Sequence[tuple[str, str]]) -> list[Event]:
         """All events of these entries and commands, in order."""
