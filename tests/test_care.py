@@ -425,6 +425,24 @@ def test_a_snapshot_that_does_not_fit_is_not_used(place: Place, monkeypatch: pyt
         ledger.verify()
 
 
+@pytest.mark.parametrize("what", ["closed", "tz", "alerts", "caps"])
+def test_a_snapshot_of_another_budget_is_found_by_verify(place: Place, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that opens what was closed, or gives a budget more, though nothing of it is spent."""
+    monkeypatch.setattr(store_module, "SNAPSHOT_EVENTS", 1)
+    with tbl.connect(place.file, embedded=True) as ledger:
+        ledger.budget("new", usd=1)
+    state = snapshots.read(place.snapshot)
+    assert state is not None
+    node = state.nodes["new"]
+    if what == "caps":
+        node.set_caps((node.accounts[0].cap._replace(usd=10**15),))
+    else:
+        setattr(node, what, {"closed": True, "tz": "Asia/Tokyo", "alerts": (0.5,)}[what])
+    place.snapshot.write_bytes(snapshots.dump(state))
+    with tbl.connect(place.file, embedded=True) as ledger, pytest.raises(tbl.LedgerCorrupt, match="other balances"):
+        ledger.verify()
+
+
 def test_a_forged_snapshot_is_found_by_verify(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that says that less is spent, with a right checksum."""
     monkeypatch.setattr(store_module, "SNAPSHOT_EVENTS", 1)

@@ -201,6 +201,18 @@ def alter(place: Place, *statements: str) -> None:
             con.execute(statement)
 
 
+@pytest.mark.parametrize("seq", ["null", "0", "-3"])
+def test_a_row_outside_the_order_is_damage_and_does_not_stay(place: Place, seq: str) -> None:
+    """Who accepts the loss has a ledger again."""
+    alter(place, f"insert into events select * replace ({seq}::bigint as seq) from events where seq = 4")  # noqa: S608 - of our own
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.damage is not None
+    tbl.Ledger(store=DuckDBStore(place, accept_loss=True)).close()
+    with tbl.connect(place.file, embedded=True) as ledger:
+        assert ledger.damage is None
+        ledger.verify()
+
+
 UNLIKE = [
     "ts = null",
     "ts = 'infinity'",

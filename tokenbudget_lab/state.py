@@ -612,12 +612,16 @@ class State:
             self._part(entry, event)
 
     def digest(self) -> str:
-        """A fingerprint of every balance: equal after every replay of the same events.
+        """A fingerprint of every budget and its balances: equal after every replay of the same events.
 
         Returns:
             SHA-256 in hex.
         """
         lines = [
+            f"{name}|{node.tz}|{node.closed}|{node.alerts}|{[account.cap for account in node.accounts]}"
+            for name, node in sorted(self.nodes.items())
+        ]
+        lines += [
             f"{name}|{account.cap!r}|{start}|{totals.numbers()}|{sorted(totals.alerted)}"
             for name, node in sorted(self.nodes.items())
             for account in node.accounts

@@ -327,7 +327,7 @@ class DuckDBStore:
                 con.execute("commit")
                 if kept is not None:
                     con.execute("attach '{}' as kept (read_only)".format(str(kept).replace("'", "''")))
-                    con.execute("insert into events select * from kept.events where seq < ? order by seq", [before])
+                    con.execute("insert into events select * from kept.events where seq > 0 and seq < ? order by seq", [before])
                     con.execute("detach kept")
                 con.execute("checkpoint")  # said, because what fails while it closes is not told
             if log_of(draft).exists():
