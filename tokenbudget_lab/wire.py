@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from . import errors
 from .commands import COMMANDS, Command
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 MAX_MESSAGE = 64 * 2**20
 _CODES = {kind: code for code, kind in enumerate(COMMANDS)}
 _DECIMAL, _BIG = 1, 2
