@@ -460,6 +460,23 @@ def test_a_typing_error_after_the_first_step_takes_it_back(ledger: tbl.Ledger, f
     assert ("✕" in form.said.value, limits_set(ledger)) == (True, [])
 
 
+def test_a_press_that_overtakes_what_was_typed_before_it_is_of_all_of_it(
+    ledger: tbl.Ledger, form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a kernel is busy, the page holds the last digits back, and not the press; later ones are another matter."""
+    form.typed.value = "3"
+    form.ask.click()
+    assert ("✕" in form.said.value, form.busy) == (True, False)
+    form.typed.value = "30"
+    assert ("to <span>$</span>30.00?" in form.said.value, form.busy, limits_set(ledger)) == (True, True, [])
+    form.no.click()
+    form.typed.value = "3"
+    form.ask.click()
+    monkeypatch.setattr("tokenbudget_lab.widgets.forms._BEHIND_S", 0.0)
+    form.typed.value = "30"
+    assert ("✕" in form.said.value, form.busy) == (True, False)
+
+
 def test_what_is_confirmed_is_what_stands_in_the_form(ledger: tbl.Ledger, form: Form) -> None:
     """Another amount, or another limit, takes the first step back; another budget that somebody makes does not."""
     form.ask.click()

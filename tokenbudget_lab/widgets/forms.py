@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from ..report_cells import clipped
 from .raising import Raise, carry_out, named, planned, same
 
 MOST_CHOICES = 100
+_BEHIND_S = 2.0  # a press overtakes what was typed before it, while the kernel is busy
 _WIDE = "60em"
 _RULED: dict[str, Any] = {"border_top": f"1px solid {LINE}", "margin": "6px 0 0", "padding": "6px 0 2px", "overflow": "visible"}
 
@@ -40,7 +43,7 @@ class Form:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger, self._limits = ledger, tuple[LimitBalance, ...]()
         self._plan: Raise | None = None
-        self._deciding, self._offering = threading.Lock(), False
+        self._deciding, self._offering, self._refused_at = threading.Lock(), False, -math.inf
         narrow, field = {"description_width": "initial"}, ipywidgets.Layout(flex="2 1 17em", width="auto", min_width="0")
         self.which = ipywidgets.Dropdown(description="Raise limit of", style=narrow, layout=field)
         self.typed = ipywidgets.Text(
@@ -88,17 +91,22 @@ class Form:
             plan = planned(self._ledger, self._limits[self.which.value], self.typed.value)
         except TokenBudgetError as error:
             self._end(f"✕ {error}")
+            self._refused_at = time.monotonic()
             return
         with self._deciding:
-            self._plan = plan
+            self._plan, self._refused_at = plan, -math.inf
         self._say(f"{plan} This is written to the ledger.")
         self.yes.description = f"Confirm: raise to {plan.to}"
         self._confirming.layout.display = "flex"
 
     def _changed(self, _: Any) -> None:
-        """Something else stands in the form than what would be confirmed."""
-        if self.busy and not self._offering:
-            self._end("")
+        """Something else stands in the form than what would be confirmed, or than what was refused just now."""
+        if self._offering:
+            return
+        if self.busy:
+            self._end("Something else stands in the form now: raise it anew.")
+        elif time.monotonic() - self._refused_at < _BEHIND_S:
+            self._prepare()
 
     @property
     def busy(self) -> bool:
