@@ -145,6 +145,19 @@ def test_every_control_is_reached_by_the_keyboard(opened: Callable[..., Tab]) ->
     says(tab, "The limit of lab, USD per month is $30.00 now.")
 
 
+@pytest.mark.soak
+def test_what_is_typed_while_the_kernel_is_busy_is_read_to_its_last_digit(opened: Callable[..., Tab]) -> None:  # noqa: F811 - as above
+    """The page holds digits back until the kernel has answered, and the press behind them not."""
+    busy = "import time; print('now busy', flush=True); time.sleep(6)"
+    tab = opened("busy", START.format(name="busy"), "dashboard = tbl.dashboard(ledger)", busy)
+    tab.begin()
+    tab.page.locator(".jp-OutputArea-output", has_text="now busy").wait_for()
+    tab.page.get_by_role("textbox", name="New limit").focus()
+    for key in ("3", "0", "Tab", "Space"):
+        tab.page.keyboard.press(key)
+    tab.page.get_by_role("button", name="Confirm: raise to $30.00").wait_for()
+
+
 def test_a_saved_dashboard_is_true_where_no_kernel_runs(lab: Lab, opened: Callable[..., Tab]) -> None:  # noqa: F811 - as above
     """Reopened with its kernel gone; also as from somebody else, when a notebook without trust loses what is not plain."""
     first = opened("kept", START.format(name="kept"), SHOWN, CLOSED)
