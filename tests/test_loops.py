@@ -117,6 +117,28 @@ SLOW = """
 """
 
 
+def test_ctrl_c_in_the_moment_after_the_start_cancels_the_coroutine_too() -> None:
+    """The coroutine runs already, and nobody waits for it yet."""
+    code = """
+    loop = loops._private.get()
+    send = loop.call_soon_threadsafe
+
+    def interrupted(*args, **named):
+        loop.call_soon_threadsafe = send
+        send(*args, **named)
+        time.sleep(0.3)
+        raise KeyboardInterrupt
+
+    loop.call_soon_threadsafe = interrupted
+    try:
+        loops.run(slow())
+    except KeyboardInterrupt:
+        print("interrupted")
+    """
+    done = script(SLOW + code)
+    assert (done.stdout, done.stderr) == ("waiting\ntidied up\ninterrupted\n", "")
+
+
 def test_ctrl_c_cancels_the_coroutine_and_waits_until_it_has_tidied_up() -> None:
     code = """
     try:

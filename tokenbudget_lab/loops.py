@@ -74,20 +74,25 @@ class _Errand(Generic[T]):
         # Before it starts: Ctrl-C may come as soon as it does.
         self._waiting = None if _running() is None else asyncio.current_task()
         self._before = self._waiting.cancelling() if self._waiting else 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def result(self) -> T:
+        try:
+            self._send()
+            return self._waited_for()
+        except BaseException:
+            if self._loop is not None and not self._ended.done():  # it was this wait that was broken off, or the sending
+                self._loop.call_soon_threadsafe(self._cancel)
+                self._tidy()
+            raise
+
+    def _send(self) -> None:
         try:
             self._loop = _private.get()
             self._loop.call_soon_threadsafe(self._start, context=contextvars.copy_context())
         except RuntimeError:  # the interpreter is leaving
-            coroutine.close()
-            raise
-
-    def result(self) -> T:
-        try:
-            return self._waited_for()
-        except BaseException:
-            if not self._ended.done():  # it was this wait that was broken off
-                self._loop.call_soon_threadsafe(self._cancel)
-                self._tidy()
+            self._coroutine.close()
+            self._ended.cancel()
             raise
 
     def _waited_for(self) -> T:
@@ -103,16 +108,17 @@ class _Errand(Generic[T]):
 
     def _start(self) -> None:
         if self._cancelled:
-            self._coroutine.close()
-            self._ended.cancel()
             return
-        self._task = self._loop.create_task(self._coroutine)
+        self._task = asyncio.get_running_loop().create_task(self._coroutine)
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:
         self._cancelled = True
         if self._task is not None:
             self._task.cancel()
+        else:
+            self._coroutine.close()
+            self._ended.cancel()
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
