@@ -21,7 +21,6 @@ import tokenbudget_lab as tbl
 from tests.conftest import ON_ONE_MACHINE, Clock, also_on_postgres
 from tokenbudget_lab import exporting, exports, frames, heads
 from tokenbudget_lab.cli.entry import app
-from tokenbudget_lab.events import Event, chained, still_broken, to_detail
 from tokenbudget_lab.place import place_of
 from tokenbudget_lab.recovery import log_of
 from tokenbudget_lab.stores import duckdb as store_module
@@ -194,14 +193,6 @@ def test_a_ledger_that_went_on_after_a_loss_is_exported_with_it(tmp_path: Path, 
         found = tbl.read_export(folder).events().collect()
         assert found.equals(ledger.events().collect())
     assert "recovered" in found["kind"]
-
-
-def test_a_loss_that_was_accepted_excuses_no_break() -> None:
-    """Events are cut off where they are lost, and what is kept in front of that is chained."""
-    strange = Event(1, 0, "created", "id", "", hash=b"?")
-    recovered = chained(b"?", Event(2, 0, "recovered", "id", "", detail=to_detail(seq=1))[:-1])
-    assert still_broken(strange, 0, bytes(32), 0, known=False) == 1
-    assert still_broken(recovered, 1, b"?", 1, known=False) == 1
 
 
 def test_an_event_in_the_place_of_another_is_not_exported(

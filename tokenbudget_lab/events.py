@@ -99,21 +99,9 @@ def chained(previous: bytes, body: tuple[Any, ...]) -> Event:
     return _new(Event, (*body, sha256(previous + _encode(body).encode("ascii")).digest()))
 
 
-def still_broken(event: Event, seq: int, head: bytes, broken: int, *, known: bool) -> int:
-    """The first event that does not continue the chain, as far as this one.
-
-    Args:
-        event: the next event.
-        seq, head: of the event before it.
-        broken: what was found so far; 0 for nothing.
-        known: whether the event is known to continue the chain.
-
-    Returns:
-        0 where all fits. A loss that was given up excuses nothing: what is kept in front of it is as chained as ever.
-    """
-    if not known and event.seq == seq + 1 and chained(head, event[:-1]).hash != event.hash:
-        return broken or event.seq
-    return broken
+def continues(event: Event, head: bytes) -> bool:
+    """Whether an event is the one that was chained behind this hash."""
+    return chained(head, event[:-1]).hash == event.hash
 
 
 def to_detail(**values: Any) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from .commands import GetHead
 from .errors import ExportUnsound, InvalidValue, LedgerUnavailable, StoreFailed
-from .events import still_broken
+from .events import continues
 from .exports import LOCK, MANIFEST, MONTH, PART, ExportedFiles, Manifest, Part, export_folder, manifest_of
 from .heads import Head, replace_file, sync_folder
 from .ledger import Ledger
@@ -280,19 +280,15 @@ def _prove(target: Path, parts: list[Part], before: Manifest, head: Head, progre
     Raises:
         ExportUnsound: they do not.
     """
-    seq, hash, rows, broken = before.last_seq, bytes.fromhex(before.head), 0, 0
+    seq, hash, rows = before.last_seq, bytes.fromhex(before.head), 0
     with bar_for("checking", head.seq - seq, progress) as bar:
         for events, known in proved(ExportedFiles(target, parts).arrow(), hash):
             done = rows
             for event in events:
-                if not known or broken:
-                    broken = still_broken(event, seq, hash, broken, known=known)
-                if event.seq != seq + 1:  # no fold looks at it here, and what has another place is not looked at above
-                    broken = broken or seq + 1
+                if event.seq != seq + 1 or not (known or continues(event, hash)):
+                    raise ExportUnsound(str(target), f"event {seq + 1} was not read back as the ledger has it")
                 seq, hash, rows = event.seq, event.hash, rows + 1
             bar.update(rows - done)
-    if broken:
-        raise ExportUnsound(str(target), f"event {broken} was not read back as the ledger has it")
     if (seq, hash, rows) != (head.seq, head.hash, head.seq - before.last_seq):
         wanted = f"{head.seq - before.last_seq:,} events up to {head.seq:,}"
         raise ExportUnsound(

@@ -69,7 +69,7 @@ class _Errand(Generic[T]):
     """A coroutine on its way through the private loop."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self._coroutine, self._ended, self._cancelled = coroutine, Future[T](), False
+        self._coroutine, self._ended = coroutine, Future[T]()
         self._task: asyncio.Task[T] | None = None
         # Before it starts: Ctrl-C may come as soon as it does.
         self._waiting = None if _running() is None else asyncio.current_task()
@@ -107,16 +107,13 @@ class _Errand(Generic[T]):
             self._ended.exception(TIDY_S)
 
     def _start(self) -> None:
-        if self._cancelled:
-            return
         self._task = asyncio.get_running_loop().create_task(self._coroutine)
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:
-        self._cancelled = True
         if self._task is not None:
             self._task.cancel()
-        else:
+        else:  # calls of a loop come in order: it was never sent
             self._coroutine.close()
             self._ended.cancel()
 

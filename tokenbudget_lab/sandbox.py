@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .desk import Source
 from .errors import LedgerUnavailable, QueryRefused
 from .leaving import ending_by
-from .rows import COLUMNS, INSTANTS, TEXT, USD
+from .rows import COLUMNS, TYPES
 
 if TYPE_CHECKING:
     import duckdb
@@ -45,16 +45,7 @@ _NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _TABLE_FUNCTIONS = {"range", "generate_series", "unnest", "repeat", "json_each", "json_tree"}
 _PLANNED_BY = "unused_columns"  # the one optimizer that runs when a query is asked for its columns
 _NOT_LOADED = "this column was not loaded"
-_TYPES = {
-    **dict.fromkeys(COLUMNS, "bigint"),
-    **dict.fromkeys(TEXT, "varchar"),
-    **dict.fromkeys(USD, "decimal(38, 12)"),
-    **dict.fromkeys(INSTANTS, "timestamptz"),
-    **dict.fromkeys(("command", "reservation"), "uuid"),
-    "windows": "timestamptz[]",
-    "tags": "map(varchar, varchar)",
-    "hash": "blob",
-}
+_TYPES = {name: kind.replace("TIMESTAMP", "TIMESTAMPTZ") for name, kind in TYPES.items()}
 _FIRST_LINES = 6
 _BEGINS = "kind in ('reserved', 'recorded')"
 _PART_EVENTS = 1_000_000

@@ -24,7 +24,7 @@ from .limits import Cap
 
 REMEMBER_US = 3_600 * 1_000_000
 REMEMBER_COUNT = 20_000  # about 10 MB
-# Once a key is forgotten every new one is looked up in the file, which takes ten times as long as deciding.
+# Once a key is forgotten every new one is looked up in the file, which takes several times as long as deciding.
 REMEMBER_KEYED_COUNT = 200_000
 SKEW_US = 2_000_000  # the writer's own ids are made a moment after its clock is read
 OPEN, COMMITTED, ROLLED_BACK, RELEASED, COUNTED, RECORDED = (

@@ -217,7 +217,6 @@ class Writer:
         uuids: bool = False,
     ) -> Any:
         """The events as a `pyarrow.RecordBatchReader`, with all that was handed in before."""
-        self._check_open()
         wait_for_own(self)
         return self.store.arrow(columns, upto, where, uuids=uuids)
 

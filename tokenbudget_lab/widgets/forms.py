@@ -99,13 +99,13 @@ class Form:
         self.yes.description = f"Confirm: raise to {plan.to}"
         self._confirming.layout.display = "flex"
 
-    def _changed(self, _: Any) -> None:
+    def _changed(self, change: Any) -> None:
         """Something else stands in the form than what would be confirmed, or than what was refused just now."""
         if self._offering:
             return
         if self.busy:
             self._end("Something else stands in the form now: raise it anew.")
-        elif time.monotonic() - self._refused_at < _BEHIND_S:
+        elif change.owner is self.typed and time.monotonic() - self._refused_at < _BEHIND_S:
             self._prepare()
 
     @property
